@@ -1,0 +1,75 @@
+"""The types that every part of the package speaks: what is measured together.
+
+A *group* is a vector ``x`` of parameters that share one radial invariance, ``L(a x) = L(x)`` for every ``a > 0``:
+one filter before a BatchNorm, one head before a query/key norm, a whole weight (with its bias) before a LayerNorm.
+One :class:`ScaleGroup` describes all groups of one layer at once, because they are cut from the same tensors in the
+same way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["row", "group", "whole", "none"]
+"""Granularity of a layer's groups.
+
+``row``: each index of the axis is a group; ``group``: equal consecutive blocks of indices are; ``whole``: all entries
+together are one; ``none``: the layer is not scale-invariant and is measured for its norm and rotation alone.
+"""
+
+
+@dataclass(frozen=True)
+class GroupPart:
+    """One parameter tensor of a layer and the axis along which it is cut into the layer's blocks."""
+
+    parameter: str
+    """Name in ``model.named_parameters()``."""
+    axis: int = 0
+    """Dimension of the tensor that is cut into ``blocks`` equal consecutive blocks."""
+
+
+@dataclass(frozen=True)
+class ScaleGroup:
+    """The groups of one layer: ``blocks`` equal consecutive slices of its parts.
+
+    Block ``i`` is the concatenation, over all parts, of the part's ``i``-th slice along its axis. A weight invariant
+    only together with its bias is a layer of two parts.
+    """
+
+    name: str
+    """The layer's name for people: the module's name, or the parameter's where a module has several weights."""
+    parts: tuple[GroupPart, ...]
+    """The tensors; the first one is the layer's weight."""
+    blocks: int
+    """How many groups the layer holds."""
+    kind: Kind
+    """Granularity of the invariance, ``none`` when there is none."""
+    shape: tuple[int, ...] = ()
+    """Shape of the first part's tensor."""
+    members: tuple[int, ...] | None = None
+    """Indices of the invariant blocks where only some are; ``None`` for all."""
+    norm: str | None = None
+    """What normalizes it: a module's name and type, or the operation."""
+    reason: str = ""
+    """One short sentence: why it is, or is not, invariant."""
+
+    @property
+    def parameter(self) -> str:
+        """Name of the first part's parameter."""
+        return self.parts[0].parameter
+
+    @property
+    def axis(self) -> int:
+        """Axis of the first part."""
+        return self.parts[0].axis
+
+    @property
+    def joint_with(self) -> tuple[str, ...]:
+        """Names of the parameters that must be scaled along with the first one."""
+        return tuple(part.parameter for part in self.parts[1:])
+
+    @property
+    def invariant(self) -> bool:
+        """Whether any block of the layer is scale-invariant."""
+        return self.kind != "none"
