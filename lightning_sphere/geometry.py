@@ -1,0 +1,139 @@
+"""From inner products to the quantities of the paper: pure functions, no state.
+
+Legend (Roburin et al., arXiv 2006.13382, section 3; per group, before the step unless primed):
+
+======================  ==============================================================================
+``x``, ``x' = x + D``   weights before and after the optimizer step; ``D`` is the whole displacement
+``r = |x|``             radius; ``u = x/r`` the point on the unit sphere
+``g``                   gradient that the optimizer used; ``|grad L(u)| = r |g_perp|``
+``eta``                 configured learning rate (``lr`` everywhere else in the package)
+``b``                   element-wise divisor of the update; ``nu = r |b| / sqrt(d)``
+``c = -(nu/eta) D``     the step on the sphere's scale; ``c_perp`` its tangential part
+``eta_e``               effective learning rate; ``theta = arctan(eta_e |c_perp|)`` the angular step
+======================  ==============================================================================
+
+All of it is computed in float64 from sums that the hot path accumulated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+PerGroup: TypeAlias = Float64[Tensor, "steps groups"]
+
+
+@dataclass(frozen=True)
+class InnerProducts:
+    """Inner products per step and group; every tensor is float64 of shape ``[steps, groups]`` unless said otherwise.
+
+    They are additive: sums over the tensors of a group, over shards and over ranks simply add up.
+    """
+
+    xx: PerGroup
+    """``<x, x>``"""
+    xd: PerGroup
+    """``<x, D>``"""
+    dd: PerGroup
+    """``<D, D>``"""
+    gx: PerGroup
+    """``<g, x>``; NaN where the group had no gradient."""
+    gg: PerGroup
+    """``<g, g>``; NaN where the group had no gradient."""
+    bb: PerGroup
+    """``|b|^2``; ``d`` where the optimizer divides by nothing, NaN where unknown."""
+    lr: PerGroup
+    """Learning rate; NaN where a group's tensors have different ones."""
+    size: Float64[Tensor, " groups"]
+    """``d``, entries per group, shape ``[groups]``."""
+
+
+def tangential_square(aa: PerGroup, ax: PerGroup, xx: PerGroup) -> PerGroup:
+    """``|a_perp|^2 = <a,a> - <a,x>^2/<x,x>``, not below 0 where rounding would make it so."""
+    return (aa - ax * ax / xx).clamp_min(0.0)
+
+
+def norm(s: InnerProducts) -> PerGroup:
+    """``r = |x|``."""
+    return s.xx.sqrt()
+
+
+def angular_step(s: InnerProducts) -> PerGroup:
+    """``theta = atan2(|D_perp|, r + <D,u>)`` in radians: exact, and free of the arccos of a number near 1.
+
+    Its floor is about ``1e-8 |D|/r``, where ``D`` is radial up to rounding of the float64 sums.
+    """
+    return torch.atan2(tangential_square(s.dd, s.xd, s.xx).sqrt(), s.xx.sqrt() * (1.0 + s.xd / s.xx))
+
+
+def second_moment(s: InnerProducts) -> PerGroup:
+    """``nu = r |b| / sqrt(d)``; equals ``r`` where ``b = 1``."""
+    return (s.xx * s.bb / s.size).sqrt()
+
+
+def effective_lr(s: InnerProducts) -> PerGroup:
+    """``eta_e = eta/(r nu) (1 - eta <c,u>/(r nu))^-1``, with ``-eta <c,u>/(r nu) = <x,D>/<x,x>``.
+
+    NaN where the optimizer took no step for the group (no gradient), where its tensors have different learning rates,
+    and where a divisor is unknown or has never seen a gradient.
+    """
+    rate = s.lr / (s.xx.sqrt() * second_moment(s)) / (1.0 + s.xd / s.xx)
+    return torch.where(s.gg.isnan(), torch.nan, rate)
+
+
+def gradient_norm(s: InnerProducts) -> PerGroup:
+    """``|grad L(u)| = r |g_perp|``."""
+    return (s.xx * tangential_square(s.gg, s.gx, s.xx)).sqrt()
+
+
+def spherical_lr(s: InnerProducts) -> PerGroup:
+    """``tan(theta) / |grad L(u)|``; NaN where the gradient is zero."""
+    gradient = gradient_norm(s)
+    return torch.where(gradient > 0, angular_step(s).tan() / gradient, torch.nan)
+
+
+def radial_fraction(s: InnerProducts) -> PerGroup:
+    """``<c,u>/|c| = -<x,D>/(r |D|)``; NaN where the weights did not move."""
+    return -s.xd / (s.xx * s.dd).sqrt()
+
+
+def radius_growth(s: InnerProducts) -> PerGroup:
+    """``log(r'/r)``, through ``log1p`` because a step changes the norm by little."""
+    return 0.5 * torch.log1p((2.0 * s.xd + s.dd) / s.xx)
+
+
+def invariance_residual(s: InnerProducts) -> PerGroup:
+    """``|<g,x>| / (|g| |x|)``: Euler's identity says 0 for a scale-invariant group; NaN where the gradient is zero."""
+    return s.gx.abs() / (s.gg * s.xx).sqrt()
+
+
+FORMULAS = {
+    "norm": norm,
+    "angular_step": angular_step,
+    "effective_lr": effective_lr,
+    "spherical_lr": spherical_lr,
+    "gradient_norm": gradient_norm,
+    "radial_fraction": radial_fraction,
+    "radius_growth": radius_growth,
+    "invariance_residual": invariance_residual,
+    "second_moment": second_moment,
+}
+"""Formula by name of the quantity (see :mod:`lightning_sphere.quantities`)."""
+
+
+def evaluate(s: InnerProducts, names: Sequence[str]) -> Float64[Tensor, "quantities steps groups"]:
+    """All quantities of all steps and groups at once.
+
+    Args:
+        s: inner products of ``steps x groups``.
+        names: which quantities, in order.
+
+    Returns:
+        float64 of shape ``[quantities, steps, groups]``; NaN where unknown.
+    """
+    return torch.stack([FORMULAS[name](s) for name in names])
