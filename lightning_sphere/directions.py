@@ -1,0 +1,80 @@
+"""What each optimizer divides its step by, and where its state keeps it.
+
+Every step is written ``x' = x - lr a / b`` with element-wise division (theory: Roburin et al., eq. of the generic
+step). For the effective learning rate only ``|b|^2`` is needed; the rest follows from the measured displacement.
+An optimizer that is not known is measured with ``b = 1``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+HYPERPARAMETERS: tuple[str, ...] = ("lr", "beta2", "eps")
+"""What is noted of each param group at every step, in this order; NaN where a group has no such entry."""
+
+
+@dataclass(frozen=True)
+class Direction:
+    """How to obtain ``|b|^2`` for one family of optimizers."""
+
+    name: str
+    """The family, for messages."""
+    second_moment: Callable[[Mapping[str, Any]], str] | None = None
+    """Param group -> key of ``optimizer.state[p]`` that holds the second moment ``v``; ``None`` where ``b = 1``."""
+
+    @property
+    def has_second_moment(self) -> bool:
+        """Whether the divisor comes from a second moment in the state."""
+        return self.second_moment is not None
+
+
+PLAIN = Direction("plain")
+"""``b = 1``: SGD with or without momentum, and every optimizer that is not known."""
+
+ADAM = Direction("Adam", lambda group: "max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq")
+"""``b = sqrt(v / (1 - beta2^t)) + eps``."""
+
+_REGISTRY: dict[type, Direction] = {SGD: PLAIN, Adam: ADAM, AdamW: ADAM}
+
+
+def direction_of(optimizer: Optimizer) -> Direction | None:
+    """The direction of an optimizer's family, or ``None`` for an optimizer that is not known."""
+    return next((_REGISTRY[base] for base in type(optimizer).__mro__ if base in _REGISTRY), None)
+
+
+def hyperparameters(group: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The numbers of one param group that the formulas need, as they stand now.
+
+    Returns:
+        One entry per name of :data:`HYPERPARAMETERS`: a number, or a copy of the tensor that the user gave (read at
+        flush, never here: reading a device tensor would wait for the device).
+    """
+    values = (group.get("lr", torch.nan), group.get("betas", (torch.nan, torch.nan))[1], group.get("eps", torch.nan))
+    return tuple(value.detach().clone() if isinstance(value, Tensor) else value for value in values)
+
+
+def adam_divisor_square(
+    v_sum: Tensor, v_sqrt_sum: Tensor, step: Tensor, beta2: Tensor, eps: Tensor, size: Tensor
+) -> Tensor:
+    """``|b|^2`` for ``b = sqrt(v / (1 - beta2^t)) + eps``, from two sums over the group's entries.
+
+    Args:
+        v_sum: sum of ``v``.
+        v_sqrt_sum: sum of ``sqrt(v)``.
+        step: number ``t`` of updates made, this one included.
+        beta2: decay of the second moment.
+        eps: the optimizer's eps.
+        size: entries per group.
+
+    Returns:
+        float64 of the broadcast shape; NaN where ``v`` is still zero everywhere, since no gradient has set a scale.
+    """
+    correction = 1.0 - beta2**step
+    square = v_sum / correction + 2.0 * eps * v_sqrt_sum / correction.sqrt() + size * eps * eps
+    return torch.where(v_sum > 0, square, torch.nan)
