@@ -1,0 +1,125 @@
+"""What a flush hands to its sinks: many steps of the table, and the few curves that summarize it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lightning_sphere.quantities import STATS
+from lightning_sphere.statistics import spread
+from lightning_sphere.tensorboard.schema import TableSchema
+
+MEDIAN = STATS.index("median")
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Consecutive recorded steps."""
+
+    schema: TableSchema
+    steps: npt.NDArray[np.int64]
+    """Positions on the user's x axis, ``[steps]``."""
+    wall_times: npt.NDArray[np.float64]
+    """Seconds since the epoch, ``[steps]``."""
+    table: npt.NDArray[np.float32]
+    """``[steps, layers, quantities, stats]``; NaN where unknown or skipped."""
+    scalars: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    """Summary curves by tag, ``[steps]``; NaN where there is nothing to show."""
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
+class Sink(Protocol):
+    """Somewhere to put recordings."""
+
+    def write(self, recording: Recording) -> None:
+        """Take the steps of one flush."""
+
+    def close(self) -> None:
+        """Make sure that everything taken is kept."""
+
+
+def summary_scalars(
+    schema: TableSchema, table: npt.NDArray[np.float32], *, per_layer: bool = False
+) -> dict[str, npt.NDArray[np.float32]]:
+    """The curves shown as ordinary scalars.
+
+    ``sphere/<quantity>`` is the median over layers of each layer's median, ``sphere_bands/<quantity>/p10`` and ``p90``
+    the spread over layers. Layers that no normalization follows are left out, unless there are no others.
+
+    Args:
+        schema: of the table.
+        table: ``[steps, layers, quantities, stats]``.
+        per_layer: add ``sphere_<quantity>/<layer>`` for every layer.
+
+    Returns:
+        Arrays of shape ``[steps]`` by tag.
+    """
+    shown = np.flatnonzero(schema.invariant) if any(schema.invariant) else np.arange(len(schema.layers))
+    medians = table[..., MEDIAN]
+    over_layers = spread(torch.from_numpy(medians[:, shown]).transpose(1, 2)).numpy()  # [steps, quantities, 3]
+    curves: dict[str, npt.NDArray[np.float32]] = {}
+    for index, name in enumerate(schema.quantities):
+        low, middle, high = np.moveaxis(over_layers[:, index], -1, 0)
+        curves[f"sphere/{name}"] = middle
+        curves[f"sphere_bands/{name}/p10"] = low
+        curves[f"sphere_bands/{name}/p90"] = high
+    if per_layer:
+        for index, name in enumerate(schema.quantities):
+            curves |= {f"sphere_{name}/{layer}": medians[:, i, index] for i, layer in enumerate(schema.layers)}
+    return curves
+
+
+def merge(parts: Sequence[Recording], layer_order: Sequence[str]) -> Recording:
+    """Put the recordings of several optimizers side by side.
+
+    Rows of the same step become one; where an optimizer stepped several times at one position, its n-th row joins the
+    others' n-th. A layer whose optimizer took no step there is NaN.
+
+    Args:
+        parts: one recording per optimizer, with disjoint layers.
+        layer_order: all layers' names in the order to show.
+
+    Returns:
+        One recording, sorted by step, without scalars.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    keys = [_occurrences(part.steps) for part in parts]
+    rows = {key: row for row, key in enumerate(sorted(set().union(*keys)))}
+    names = [name for part in parts for name in part.schema.layers]
+    order = sorted(range(len(names)), key=lambda index: layer_order.index(names[index]))
+    first = parts[0].schema
+    table = np.full((len(rows), len(names), len(first.quantities), len(first.stats)), np.nan, dtype=np.float32)
+    wall_times = np.zeros(len(rows))
+    start = 0
+    for part, part_keys in zip(parts, keys, strict=True):
+        at = [rows[key] for key in part_keys]
+        table[at, start : start + part.table.shape[1]] = part.table
+        wall_times[at] = np.maximum(wall_times[at], part.wall_times)
+        start += part.table.shape[1]
+    invariant = [flag for part in parts for flag in part.schema.invariant]
+    schema = TableSchema(
+        layers=tuple(names[index] for index in order),
+        quantities=first.quantities,
+        stats=first.stats,
+        invariant=tuple(invariant[index] for index in order),
+        groups=first.groups,
+    )
+    return Recording(schema, np.array([step for step, _ in rows], dtype=np.int64), wall_times, table[:, order])
+
+
+def _occurrences(steps: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Pair each step with how often it occurred before."""
+    seen: dict[int, int] = {}
+    keys = []
+    for step in steps.tolist():
+        keys.append((step, seen.get(step, 0)))
+        seen[step] = seen.get(step, 0) + 1
+    return keys

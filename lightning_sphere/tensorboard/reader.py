@@ -1,0 +1,172 @@
+"""Reading a run's recorded table back; needs neither torch nor Lightning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+from tensorboard.compat import tf
+from tensorboard.compat.proto.event_pb2 import Event
+
+from lightning_sphere.tensorboard.schema import TABLE_TAG, TableSchema
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """Everything that was recorded of one run."""
+
+    steps: npt.NDArray[np.int64]
+    """Positions on the run's x axis, ``[steps]``."""
+    wall_times: npt.NDArray[np.float64]
+    """Seconds since the epoch at which each step was taken, ``[steps]``."""
+    layers: tuple[str, ...]
+    """Names of the layers, in the model's order."""
+    quantities: tuple[str, ...]
+    """Names of the quantities (see :mod:`lightning_sphere.quantities`)."""
+    stats: tuple[str, ...]
+    """Names of the statistics over a layer's groups: p10, median, p90, rms."""
+    values: npt.NDArray[np.float32]
+    """``[steps, layers, quantities, stats]``; NaN where unknown, and all over a step that was skipped."""
+    groups: tuple[Mapping[str, Any], ...]
+    """What discovery said of each parameter, as ``Discovery.table()`` gives it."""
+    invariant: tuple[bool, ...]
+    """Per layer: whether a normalization follows."""
+
+    def __getitem__(self, quantity: str) -> npt.NDArray[np.float32]:
+        """One quantity of all layers.
+
+        Args:
+            quantity: a name from :attr:`quantities`.
+
+        Returns:
+            ``[steps, layers]``, the median over each layer's groups.
+
+        Raises:
+            KeyError: if it was not recorded; the message lists what was.
+        """
+        return self.stat(quantity, "median")
+
+    def stat(self, quantity: str, stat: str) -> npt.NDArray[np.float32]:
+        """One statistic of one quantity, ``[steps, layers]``.
+
+        Raises:
+            KeyError: if it was not recorded; the message lists what was.
+        """
+        for name, known in ((quantity, self.quantities), (stat, self.stats)):
+            if name not in known:
+                raise KeyError(f"{name!r} is not recorded here; recorded are {', '.join(known)}")
+        return self.values[:, :, self.quantities.index(quantity), self.stats.index(stat)]
+
+
+def read_run(path: str | PathLike[str]) -> RunRecord:
+    """Read the table that ``SphereMonitor`` or ``SphereTracker`` recorded.
+
+    A file that ends in the middle of a record (a run still being written, or killed) gives what is whole. Where a
+    resumed run wrote a step again, the later value counts.
+
+    Args:
+        path: a run's folder, or a folder with exactly one recorded run below it.
+
+    Returns:
+        The whole record.
+
+    Raises:
+        FileNotFoundError: if the path does not exist, or holds no recorded run.
+        ValueError: if several runs lie below the path (the message names them), or the record is of a newer format.
+    """
+    root = Path(path)
+    if not root.is_dir():
+        raise FileNotFoundError(f"read_run takes a run's folder; there is none at {str(root)!r}")
+    runs = {folder: _read_folder(folder) for folder in _candidates(root)}
+    found = {folder: rows for folder, rows in runs.items() if rows}
+    if not found:
+        raise FileNotFoundError(f"no run recorded by lightning_sphere in or below {str(root)!r}")
+    if len(found) > 1:
+        names = ", ".join(sorted(str(folder) for folder in found))
+        raise ValueError(f"several recorded runs below {str(root)!r}; name one of {names}")
+    return _assemble(next(iter(found.values())))
+
+
+@dataclass(frozen=True)
+class _Row:
+    schema: TableSchema
+    step: int
+    wall_time: float
+    table: npt.NDArray[np.float32]
+
+
+def _candidates(root: Path) -> list[Path]:
+    """The folder itself if it holds event files, else every folder below that does."""
+    if any(root.glob("*tfevents*")):
+        return [root]
+    return sorted({file.parent for file in root.rglob("*tfevents*")})
+
+
+def _read_folder(folder: Path) -> list[_Row]:
+    files = [part for file in folder.glob("*tfevents*") if (part := _read_file(file))]
+    rows: list[_Row] = []
+    for later in sorted(files, key=lambda part: part[0].wall_time):
+        # A later file continues an earlier one from its own first step on.
+        rows = [row for row in rows if row.step < later[0].step] + later
+    return rows
+
+
+def _read_file(file: Path) -> list[_Row]:
+    rows: list[_Row] = []
+    schema: TableSchema | None = None
+    for record in _whole_records(file):
+        event = Event.FromString(record)
+        for value in event.summary.value:
+            if value.tag != TABLE_TAG:
+                continue
+            if value.metadata.plugin_data.content:
+                schema = TableSchema.from_json(value.metadata.plugin_data.content)
+            if schema is not None:
+                table = np.frombuffer(value.tensor.tensor_content, dtype="<f4").reshape(schema.shape)
+                rows.append(_Row(schema, event.step, event.wall_time, table))
+    return rows
+
+
+def _whole_records(file: Path) -> Iterator[bytes]:
+    """The records of an event file up to the first that is not whole."""
+    with suppress(tf.errors.DataLossError):
+        yield from RawEventFileLoader(str(file)).Load()
+
+
+def _assemble(rows: list[_Row]) -> RunRecord:
+    """Bring all rows to one set of axes; layers that joined later are NaN before."""
+    schemas = list(dict.fromkeys(id(row.schema) for row in rows))
+    by_id = {id(row.schema): row.schema for row in rows}
+    last = by_id[schemas[-1]]
+    layers = list(last.layers)
+    invariant = dict(zip(last.layers, last.invariant, strict=True))
+    for schema in by_id.values():
+        layers += [name for name in schema.layers if name not in invariant]
+        invariant = {**dict(zip(schema.layers, schema.invariant, strict=True)), **invariant}
+    values = np.full((len(rows), len(layers), len(last.quantities), len(last.stats)), np.nan, dtype=np.float32)
+    for key in schemas:
+        schema = by_id[key]
+        of_schema = [index for index, row in enumerate(rows) if id(row.schema) == key]
+        shared = [name for name in schema.quantities if name in last.quantities]
+        columns = [layers.index(name) for name in schema.layers]
+        stacked = np.stack([rows[index].table for index in of_schema])
+        source = stacked[:, :, [schema.quantities.index(name) for name in shared]]
+        target = np.ix_(of_schema, columns, [last.quantities.index(name) for name in shared], range(len(last.stats)))
+        values[target] = source
+    return RunRecord(
+        steps=np.array([row.step for row in rows], dtype=np.int64),
+        wall_times=np.array([row.wall_time for row in rows], dtype=np.float64),
+        layers=tuple(layers),
+        quantities=last.quantities,
+        stats=last.stats,
+        values=values,
+        groups=last.groups,
+        invariant=tuple(invariant[name] for name in layers),
+    )

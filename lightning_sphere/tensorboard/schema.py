@@ -1,0 +1,75 @@
+"""What the recorded table means: names of its axes, and what is known about each layer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+PLUGIN_NAME = "lightning_sphere"
+"""Marks our tensor summaries; TensorBoard hands them to the plugin of this name."""
+
+TABLE_TAG = "sphere_table"
+"""Tag of the tensor summary that holds all layers' numbers of one step."""
+
+FORMAT = 1
+"""Version of the format; readers refuse a newer one."""
+
+
+@dataclass(frozen=True)
+class TableSchema:
+    """Axes of the table ``[layers, quantities, stats]`` and the description of the parameters."""
+
+    layers: tuple[str, ...]
+    quantities: tuple[str, ...]
+    stats: tuple[str, ...]
+    invariant: tuple[bool, ...]
+    """Per layer: whether a normalization follows."""
+    groups: tuple[Mapping[str, Any], ...] = ()
+    """One mapping per parameter with two dimensions or more, as ``Discovery.table()`` gives it."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of the table of one step."""
+        return len(self.layers), len(self.quantities), len(self.stats)
+
+    def to_json(self) -> bytes:
+        """Compact JSON, for the summary's metadata."""
+        content = {
+            "format": FORMAT,
+            "layers": self.layers,
+            "quantities": self.quantities,
+            "stats": self.stats,
+            "invariant": self.invariant,
+            "groups": [dict(group) for group in self.groups],
+        }
+        return json.dumps(content, separators=(",", ":")).encode()
+
+    @classmethod
+    def from_json(cls, content: bytes) -> TableSchema:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            ValueError: if it is no such JSON, or of a newer format.
+        """
+        try:
+            raw = json.loads(content)
+            if raw["format"] > FORMAT:
+                raise ValueError(
+                    f"format {raw['format']} is newer than this version of lightning_sphere reads ({FORMAT})"
+                )
+            return cls(
+                layers=tuple(raw["layers"]),
+                quantities=tuple(raw["quantities"]),
+                stats=tuple(raw["stats"]),
+                invariant=tuple(raw["invariant"]),
+                groups=tuple({key: _frozen(value) for key, value in group.items()} for group in raw["groups"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a lightning_sphere table: {error!r}") from error
+
+
+def _frozen(value: Any) -> Any:
+    """JSON knows no tuples; tables use them."""
+    return tuple(value) if isinstance(value, list) else value
