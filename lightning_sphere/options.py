@@ -1,0 +1,88 @@
+"""The arguments that `SphereMonitor` and `SphereTracker` share, checked when they are given."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Options:
+    """Checked arguments.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it takes and what it got.
+    """
+
+    every_n_steps: int = 1
+    include: tuple[str, ...] | None = None
+    exclude: tuple[str, ...] = ()
+    per_layer_scalars: bool = False
+    device_budget_mb: float = 64.0
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        check_count("every_n_steps", self.every_n_steps)
+        check_flag("per_layer_scalars", self.per_layer_scalars)
+        check_flag("strict", self.strict)
+        if isinstance(self.device_budget_mb, bool) or not isinstance(self.device_budget_mb, (int, float)):
+            raise TypeError(f"device_budget_mb takes a number of MiB, got {self.device_budget_mb!r}")
+        if not 0 < self.device_budget_mb < float("inf"):
+            raise ValueError(f"device_budget_mb takes a positive number of MiB, got {self.device_budget_mb!r}")
+        if self.include is not None:
+            object.__setattr__(self, "include", _patterns("include", self.include))
+        object.__setattr__(self, "exclude", _patterns("exclude", self.exclude))
+
+    def check_names(self, known: Iterable[str]) -> None:
+        """Make sure that every pattern of ``include`` and ``exclude`` names something.
+
+        Args:
+            known: names of all modules and parameters.
+
+        Raises:
+            ValueError: naming the pattern and the closest known names.
+        """
+        names = sorted(name for name in set(known) if name)
+        for argument, patterns in (("include", self.include or ()), ("exclude", self.exclude)):
+            for pattern in patterns:
+                if not any(_matches(pattern, name) for name in names):
+                    close = difflib.get_close_matches(pattern, names, n=3)
+                    hint = f"; did you mean {', '.join(map(repr, close))}?" if close else ""
+                    raise ValueError(
+                        f"{argument} takes names of modules or parameters, or patterns such as 'layer1.*'; "
+                        f"{pattern!r} matches none{hint}"
+                    )
+
+    def selects(self, names: Sequence[str]) -> bool:
+        """Whether a layer known by any of these names (its own, its parameter's) is to be measured."""
+        included = self.include is None or any(_matches(p, name) for p in self.include for name in names)
+        return included and not any(_matches(p, name) for p in self.exclude for name in names)
+
+
+def _matches(pattern: str, name: str) -> bool:
+    """A name matches itself, a pattern that fits it, and the name of a module that contains it."""
+    return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
+
+
+def _patterns(argument: str, value: Any) -> tuple[str, ...]:
+    values = (value,) if isinstance(value, str) else value
+    if not isinstance(values, (list, tuple, set, frozenset)) or not all(isinstance(item, str) for item in values):
+        raise TypeError(f"{argument} takes a name or a sequence of names or patterns, got {value!r}")
+    return tuple(values)
+
+
+def check_count(argument: str, value: Any) -> None:
+    """Raise unless the value is a positive integer."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{argument} takes a positive integer, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{argument} takes a positive integer, got {value!r}")
+
+
+def check_flag(argument: str, value: Any) -> None:
+    """Raise unless the value is a bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{argument} takes True or False, got {value!r}")

@@ -1,0 +1,195 @@
+"""The table at the end of a run."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from lightning_sphere.groups import ScaleGroup
+from lightning_sphere.sinks import History
+
+RESIDUAL_OK = 1e-3
+"""Residuals up to here are taken as rounding; see theory in :mod:`lightning_sphere.geometry`."""
+
+NARROWEST_NAME = 12
+"""Columns that a layer's name keeps, however narrow the terminal."""
+
+UNKNOWN = "-"
+"""Shown where a number is not known."""
+
+NUMBER_COLUMNS = 49
+"""Width of all columns but name and shape, separators included."""
+
+
+@dataclass(frozen=True)
+class LayerSummary:
+    """The state of one layer over the last recorded steps (medians over steps of medians over groups)."""
+
+    layer: str
+    shape: tuple[int, ...]
+    kind: str
+    norm: float
+    angular_step: float
+    """rad"""
+    effective_lr: float
+    norm_change: float
+    """Relative change of the norm since the first recorded step: 0.1 is ten percent more."""
+    residual: float
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """All layers, in the model's order."""
+
+    layers: tuple[LayerSummary, ...]
+    steps: int
+    """Recorded steps in all."""
+    window: int
+    """How many of the last steps the numbers are medians of."""
+
+    def __rich__(self) -> RenderableType:
+        """The table, for 80 columns and more."""
+        return self.render(80)
+
+    def render(self, width: int) -> RenderableType:
+        """The table and its legend.
+
+        Args:
+            width: columns of the terminal.
+        """
+        if not self.layers:
+            return Text("lightning_sphere recorded no optimizer step.")
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
+        for heading in ("layer", "shape", "kind"):
+            table.add_column(heading, no_wrap=True)
+        for heading in ("norm", "norm\nchange", "step\n(deg)", "effective\nlr", "residual"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        shapes = max(len(_shape(row)) for row in self.layers)
+        room = max(NARROWEST_NAME, width - NUMBER_COLUMNS - shapes)
+        for row in self.layers:
+            dim = "dim" if row.kind == "none" else ""
+            table.add_row(
+                _shorten(row.layer, room),
+                _shape(row),
+                row.kind,
+                _number(row.norm),
+                _percent(row.norm_change),
+                _number(math.degrees(row.angular_step)),
+                _number(row.effective_lr),
+                _residual(row),
+                style=dim,
+            )
+        return Group(Text(self._title(), style="bold"), "", table, "", Text(self._legend(), style="dim"))
+
+    def print(self, log_dir: str | PathLike[str] | None = None, console: Console | None = None) -> None:
+        """Print the table and, where events were written, the command that opens them.
+
+        Args:
+            log_dir: folder of the run's events.
+            console: where to print; the terminal by default.
+        """
+        console = console or Console()
+        console.print(self.render(console.width))
+        if log_dir is not None and self.layers:
+            console.print(Text.assemble("\nOpen the curves:  ", (tensorboard_command(log_dir), "bold")), soft_wrap=True)
+
+    def _title(self) -> str:
+        invariant = sum(row.kind != "none" for row in self.layers)
+        return (
+            f"lightning_sphere: {invariant} of {len(self.layers)} weights are scale-invariant; "
+            f"{self.steps} steps recorded"
+        )
+
+    def _legend(self) -> str:
+        return (
+            f"Medians over each layer's filters and the last {self.window} steps.\n"
+            "kind: what is invariant by itself: each row (filter), each group of rows, or\n"
+            "the whole weight; none: no normalization follows. norm change: since start.\n"
+            "step: rotation by one optimizer step. residual |cos(gradient, weight)|: near 0\n"
+            "confirms the invariance."
+        )
+
+
+def summarize(history: History, layers: Sequence[ScaleGroup]) -> RunSummary:
+    """Reduce the last recorded steps to one row per layer.
+
+    Args:
+        history: what was recorded.
+        layers: what is known of the layers, for shapes and kinds.
+    """
+    recent, schema = history.recent(), history.schema
+    if schema is None or not len(recent):
+        return RunSummary((), history.steps, 0)
+    known = {layer.name: layer for layer in layers}
+    rows = []
+    for index, name in enumerate(schema.layers):
+        last = {quantity: _median(recent[:, index, q]) for q, quantity in enumerate(schema.quantities)}
+        first = history.first_norm.get(name, math.nan)
+        rows.append(
+            LayerSummary(
+                layer=name,
+                shape=known[name].shape if name in known else (),
+                kind=known[name].kind if schema.invariant[index] and name in known else "none",
+                norm=last["norm"],
+                angular_step=last["angular_step"],
+                effective_lr=last["effective_lr"],
+                norm_change=last["norm"] / first - 1.0 if first else math.nan,
+                residual=last["invariance_residual"],
+            )
+        )
+    return RunSummary(tuple(rows), history.steps, len(recent))
+
+
+def tensorboard_command(log_dir: str | PathLike[str]) -> str:
+    """The command that opens a folder of events, as this environment must spell it."""
+    program = "tensorboard"
+    beside = Path(sys.executable).with_name(program)
+    if shutil.which(program) is None and beside.exists():
+        program = str(beside.relative_to(Path.cwd())) if beside.is_relative_to(Path.cwd()) else str(beside)
+    folder = str(log_dir)
+    return f"{program} --logdir {folder if ' ' not in folder else repr(folder)}"
+
+
+def _median(values: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> float:
+    known = values[~np.isnan(values)]
+    return float(np.median(known)) if len(known) else math.nan
+
+
+def _shorten(name: str, room: int) -> str:
+    """Keep the end of a long name: that is where layers differ."""
+    return name if len(name) <= room else "…" + name[len(name) - room + 1 :]
+
+
+def _number(value: float) -> str:
+    """Three significant digits, in the shortest usual notation."""
+    if math.isnan(value):
+        return UNKNOWN
+    return f"{value:.3g}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.1e}"
+
+
+def _shape(row: LayerSummary) -> str:
+    return "x".join(map(str, row.shape))
+
+
+def _percent(value: float) -> str:
+    if math.isnan(value):
+        return UNKNOWN
+    return f"{value:+.1%}" if abs(value) < 10 else f"x{value + 1:.3g}"
+
+
+def _residual(row: LayerSummary) -> Text:
+    if math.isnan(row.residual):
+        return Text(UNKNOWN)
+    style = "" if row.kind == "none" else "green" if row.residual <= RESIDUAL_OK else "yellow"
+    return Text(f"{row.residual:.0e}", style=style)

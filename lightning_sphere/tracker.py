@@ -1,0 +1,318 @@
+"""Puts discovery, measurement and sinks together for any training loop; Lightning is not needed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+from typing_extensions import Self
+
+from lightning_sphere.directions import direction_of
+from lightning_sphere.discovery import Discovery, discover
+from lightning_sphere.discovery import merge as merge_discoveries
+from lightning_sphere.discovery.fallback import undiscovered
+from lightning_sphere.discovery.graph import tensors_in
+from lightning_sphere.geometry import evaluate
+from lightning_sphere.groups import ScaleGroup
+from lightning_sphere.guard import Guard
+from lightning_sphere.measurement.collect import inner_products
+from lightning_sphere.measurement.plan import Plan
+from lightning_sphere.measurement.tap import OptimizerTap
+from lightning_sphere.options import Options, check_count
+from lightning_sphere.quantities import CORE, STATS
+from lightning_sphere.recording import Recording, Sink, merge, summary_scalars
+from lightning_sphere.signals import exit_on_sigterm
+from lightning_sphere.sinks import History
+from lightning_sphere.statistics import per_layer
+from lightning_sphere.summary import RunSummary, summarize
+from lightning_sphere.tensorboard.schema import TableSchema
+from lightning_sphere.tensorboard.writer import file_writer_of, open_sink
+
+_log = logging.getLogger("lightning_sphere")
+_NAMES = tuple(quantity.name for quantity in CORE)
+
+
+class SphereTracker:
+    """Records norm, angular step and effective learning rate of every weight, at every optimizer step.
+
+    Use it as a context manager around a plain training loop; with a Lightning ``Trainer`` use ``SphereMonitor``.
+    Weights, gradients, optimizer state and random numbers are left exactly as they are. Within the block a SIGTERM that
+    nobody handles ends the program by ``SystemExit(143)``, so that what is recorded is written.
+
+    Args:
+        model: the network. What its ``forward`` returns in training shows which weights a normalization follows.
+        optimizer: the optimizer, or several.
+        log_dir: folder of TensorBoard events to write. ``None`` writes none.
+        writer: a ``torch.utils.tensorboard.SummaryWriter`` of yours to write into, in place of ``log_dir``.
+        flush_every_n_steps: how many recorded steps are kept on the device before they are evaluated and written.
+        every_n_steps: measure each n-th optimizer step.
+        include: names of modules or parameters, or patterns (``"layer1.*"``), to measure. ``None`` measures all.
+        exclude: the same, to leave out.
+        per_layer_scalars: also write one scalar per layer and quantity.
+        device_budget_mb: memory on the device for what waits to be written, in MiB; a full buffer is written earlier.
+        strict: raise failures of the tracker instead of warning and switching it off.
+        sinks: further places to put recordings.
+        position: maps the number of steps that an optimizer has taken to the position on the x axis.
+            The default is that number itself: the first step is 0.
+
+    Raises:
+        TypeError, ValueError: for a wrong argument, naming it, what it takes and what it got.
+
+    Example::
+
+        with SphereTracker(model, optimizer, log_dir="runs/plain") as tracker:
+            for inputs, targets in batches:
+                optimizer.zero_grad()
+                loss_function(model(inputs), targets).backward()
+                optimizer.step()
+        tracker.print_summary()
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | Sequence[Optimizer],
+        log_dir: str | PathLike[str] | None = None,
+        *,
+        writer: Any = None,
+        flush_every_n_steps: int = 50,
+        every_n_steps: int = 1,
+        include: str | Sequence[str] | None = None,
+        exclude: str | Sequence[str] = (),
+        per_layer_scalars: bool = False,
+        device_budget_mb: float = 64.0,
+        strict: bool = False,
+        sinks: Sequence[Sink] = (),
+        position: Callable[[int], int] | None = None,
+    ) -> None:
+        self.options = Options(
+            every_n_steps=every_n_steps,
+            include=include,  # type: ignore[arg-type]  # Options turns a single name into a tuple
+            exclude=exclude,  # type: ignore[arg-type]
+            per_layer_scalars=per_layer_scalars,
+            device_budget_mb=device_budget_mb,
+            strict=strict,
+        )
+        check_count("flush_every_n_steps", flush_every_n_steps)
+        optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+        for item in optimizers:
+            if not isinstance(item, Optimizer):
+                raise TypeError(f"optimizer takes a torch.optim.Optimizer or a sequence of them, got {item!r}")
+        if log_dir is not None and writer is not None:
+            raise ValueError("log_dir and writer both say where to write: give one of them")
+        if writer is not None and file_writer_of(writer) is None:
+            raise TypeError(f"writer takes a torch.utils.tensorboard.SummaryWriter, got {writer!r}")
+        self.options.check_names(known_names(model))
+        self.model = model
+        self.history = History(window=flush_every_n_steps)
+        self._sinks: list[Sink] = [self.history, *sinks]
+        self._log_dir, self._writer = log_dir, writer
+        self._flush_every = flush_every_n_steps
+        self._guard = Guard(strict=strict, switch_off=self._release)
+        self._losses: list[Discovery] = []
+        self._discovery: Discovery | None = None
+        self._expected: Optimizer | None = None
+        self._forward_hook: RemovableHandle | None = None
+        self._restore_signal: Callable[[], None] = lambda: None
+        self._taps = [
+            OptimizerTap(
+                item,
+                make_plan=self._plan,
+                position=position or (lambda steps_seen: steps_seen),
+                flush=self.flush,
+                after=self._after_step,
+                guard=self._guard,
+                every_n_steps=every_n_steps,
+                rows=flush_every_n_steps,
+                budget_mb=self.options.device_budget_mb,
+            )
+            for item in optimizers
+        ]
+
+    # ------------------------------------------------------------------ life
+
+    def __enter__(self) -> Self:
+        """Start measuring."""
+        self._restore_signal = exit_on_sigterm()
+        self.start()
+        self._forward_hook = self.model.register_forward_hook(self._discover_from_outputs)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Write what is recorded and stop measuring, also when the loop failed."""
+        self.close()
+        self._restore_signal()
+
+    def start(self) -> None:
+        """Attach to the optimizers."""
+        with self._guard.watching("opening the log"):
+            if self._writer is not None or self._log_dir is not None:
+                self._sinks.append(open_sink(self._writer, self._log_dir))
+        for tap in self._taps:
+            tap.attach()
+            if direction_of(tap.optimizer) is None:
+                _log.info(
+                    "%s is not known to lightning_sphere: effective_lr and second_moment treat its step as lr * a "
+                    "(divisor b = 1); norm, angular_step and the others are exact",
+                    type(tap.optimizer).__name__,
+                )
+
+    def close(self) -> None:
+        """Write what is recorded and detach. May be called again."""
+        self._remove_forward_hook()
+        for tap in self._taps:
+            tap.detach()
+        self.flush()
+        with self._guard.watching("closing the log"):
+            for sink in self._sinks:
+                sink.close()
+        self._sinks = [self.history]
+
+    # ------------------------------------------------------------- discovery
+
+    def discover(self, loss: Tensor | Sequence[Tensor]) -> Discovery | None:
+        """Find the scale-invariant weights from a loss that still has its graph.
+
+        Several losses before an optimizer's first step add up: what one of them shows to vary is not invariant.
+
+        Args:
+            loss: scalar loss before ``backward``; or outputs that the loss reads, whatever it does with them.
+
+        Returns:
+            What is known now; ``None`` if it could not be found out.
+        """
+        with self._guard.watching("reading the loss's graph"):
+            self._losses.append(discover(loss, self.model))
+            self._discovery = merge_discoveries(self._losses)
+            for tap in self._taps:
+                if tap.plan is not None and tap.plan.layers != self._plan(tap.optimizer).layers:
+                    tap.replan()
+        self._remove_forward_hook()
+        return self._discovery
+
+    @property
+    def wants_loss(self) -> bool:
+        """Whether a loss can still tell something: an optimizer has not stepped yet."""
+        return self._guard.failure is None and any(tap.steps_seen == 0 for tap in self._taps)
+
+    def _discover_from_outputs(self, module: nn.Module, _: Any, outputs: Any) -> None:
+        """Forward hook: the first outputs in training stand for the loss that will read them."""
+        if module.training and any(tensor.requires_grad for tensor in tensors_in(outputs)):
+            self.discover(outputs)
+
+    def _remove_forward_hook(self) -> None:
+        if self._forward_hook is not None:
+            self._forward_hook.remove()
+            self._forward_hook = None
+
+    def _plan(self, optimizer: Optimizer) -> Plan:
+        """What to measure of an optimizer: the selected layers whose weight it steps."""
+        if self._discovery is None:
+            self._discovery = undiscovered(self.model)
+        parameters = dict(self.model.named_parameters())
+        index = {id(p): i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
+        param_group = {name: index[id(p)] for name, p in parameters.items() if id(p) in index}
+        layers = [
+            _within(layer, param_group)
+            for layer in self._discovery.layers
+            if layer.parameter in param_group
+            and parameters[layer.parameter].is_floating_point()
+            and parameters[layer.parameter].numel() > 0
+            and self.options.selects([layer.name, layer.parameter])
+        ]
+        return Plan(layers, parameters, param_group)
+
+    # ----------------------------------------------------------------- steps
+
+    def expect_step(self, optimizer: Optimizer) -> None:
+        """Say that gradients are ready for a step; :meth:`settle_step` then knows whether it happened."""
+        self._expected = optimizer
+
+    def settle_step(self) -> None:
+        """Record an expected step that had no arithmetic (a loss scaler skipped it) as skipped."""
+        expected, self._expected = self._expected, None
+        for tap in self._taps:
+            if tap.optimizer is expected:
+                tap.skip()
+
+    def _after_step(self, tap: OptimizerTap) -> None:
+        if tap.optimizer is self._expected:
+            self._expected = None
+        if tap is self._taps[-1] and any(each.full for each in self._taps):
+            self.flush()
+
+    # ----------------------------------------------------------------- flush
+
+    def flush(self) -> None:
+        """Evaluate what is recorded and give it to the sinks."""
+        with self._guard.watching("evaluating and writing recorded steps"):
+            parts = [part for tap in self._taps if (part := self._evaluate(tap)) is not None]
+            if not parts:
+                return
+            assert self._discovery is not None
+            recording = merge(parts, [layer.name for layer in self._discovery.layers])
+            scalars = summary_scalars(recording.schema, recording.table, per_layer=self.options.per_layer_scalars)
+            recording = replace(recording, scalars=scalars)
+            for sink in self._sinks:
+                sink.write(recording)
+
+    def _evaluate(self, tap: OptimizerTap) -> Recording | None:
+        """All formulas at once over the steps that a tap has recorded."""
+        drained = tap.drain()
+        if drained is None or tap.plan is None or not tap.plan.layers:
+            return None
+        data, host = drained
+        values = evaluate(inner_products(data, host, tap.plan, tap.direction), _NAMES)
+        table = per_layer(values, tap.plan.layers)
+        assert self._discovery is not None
+        schema = TableSchema(
+            layers=tuple(layer.name for layer in tap.plan.layers),
+            quantities=_NAMES,
+            stats=STATS,
+            invariant=tuple(layer.invariant for layer in tap.plan.layers),
+            groups=tuple(self._discovery.table()),
+        )
+        return Recording(
+            schema,
+            np.array([row.step for row in host], dtype=np.int64),
+            np.array([row.wall_time for row in host], dtype=np.float64),
+            table.to(torch.float32).numpy(),
+        )
+
+    def _release(self) -> None:
+        """Let go of what a switched-off tracker no longer needs."""
+        for tap in self._taps:
+            tap.abandon()
+
+    # --------------------------------------------------------------- results
+
+    def summary(self) -> RunSummary:
+        """One row per layer: the state at the end of what was recorded so far (call it after a flush)."""
+        layers = self._discovery.layers if self._discovery is not None else ()
+        return summarize(self.history, layers)
+
+    def print_summary(self) -> None:
+        """Print :meth:`summary` as a table, and how to open TensorBoard."""
+        self.summary().print(log_dir=self._log_dir)
+
+
+def known_names(model: nn.Module) -> set[str]:
+    """Names of all modules and parameters, as ``include`` and ``exclude`` may use them."""
+    return {name for name, _ in model.named_modules()} | {name for name, _ in model.named_parameters()}
+
+
+def _within(layer: ScaleGroup, param_group: Mapping[str, int]) -> ScaleGroup:
+    """The layer as one optimizer can measure it: a partner that another optimizer steps cannot be part of it."""
+    missing = [name for name in layer.joint_with if name not in param_group]
+    if not missing:
+        return layer
+    reason = f"invariant only together with {', '.join(missing)}, which another optimizer steps"
+    return replace(layer, parts=layer.parts[:1], kind="none", members=None, norm=None, reason=reason)

@@ -1,0 +1,79 @@
+"""Wrong arguments raise where they are given, and say what is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning_sphere import SphereMonitor, SphereTracker
+from torch.utils.tensorboard import SummaryWriter
+
+from lit import LitNet, loader, quiet_trainer
+from nets import conv_net
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"every_n_steps": 0}, ValueError, "every_n_steps takes a positive integer, got 0"),
+        ({"every_n_steps": 1.5}, TypeError, r"every_n_steps takes a positive integer, got 1\.5"),
+        ({"every_n_steps": True}, TypeError, "every_n_steps takes a positive integer, got True"),
+        ({"device_budget_mb": 0}, ValueError, "device_budget_mb takes a positive number of MiB, got 0"),
+        ({"device_budget_mb": float("nan")}, ValueError, "device_budget_mb takes a positive number of MiB, got nan"),
+        ({"device_budget_mb": "64"}, TypeError, "device_budget_mb takes a number of MiB, got '64'"),
+        ({"per_layer_scalars": "yes"}, TypeError, "per_layer_scalars takes True or False, got 'yes'"),
+        ({"strict": 1}, TypeError, "strict takes True or False, got 1"),
+        ({"include": 3}, TypeError, "include takes a name or a sequence of names or patterns, got 3"),
+        ({"exclude": ["conv", 3]}, TypeError, "exclude takes a name or a sequence of names or patterns"),
+    ],
+)
+def test_a_wrong_argument_is_named(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        SphereMonitor(**arguments)
+    net = conv_net()
+    with pytest.raises(error, match=message):
+        SphereTracker(net, torch.optim.SGD(net.parameters(), 0.1), **arguments)
+
+
+def test_print_summary_takes_a_flag() -> None:
+    with pytest.raises(TypeError, match="print_summary takes True or False, got 'no'"):
+        SphereMonitor(print_summary="no")  # type: ignore[arg-type]
+
+
+def test_what_is_no_optimizer_is_named() -> None:
+    net = conv_net()
+    with pytest.raises(TypeError, match=r"optimizer takes a torch\.optim\.Optimizer or a sequence of them, got 'adam'"):
+        SphereTracker(net, ["adam"])  # type: ignore[list-item]
+
+
+def test_one_place_to_write(tmp_path: Path) -> None:
+    net = conv_net()
+    with SummaryWriter(str(tmp_path)) as writer, pytest.raises(ValueError, match="log_dir and writer"):
+        SphereTracker(net, torch.optim.SGD(net.parameters(), 0.1), tmp_path, writer=writer)
+
+
+@pytest.mark.parametrize("argument", ["include", "exclude"])
+def test_an_unknown_name_lists_close_ones(tmp_path: Path, argument: str) -> None:
+    trainer = quiet_trainer(tmp_path, callbacks=[SphereMonitor(**{argument: ["net.03"]})])
+    with pytest.raises(ValueError, match=rf"{argument} takes names .*'net\.03' matches none; did you mean .*'net\.0'"):
+        trainer.fit(LitNet(), loader(count=32))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "layers"),
+    [
+        ({"include": "net.0"}, ("net.0",)),
+        ({"include": ["net.3.weight", "net.9"]}, ("net.3", "net.9")),
+        ({"include": "net"}, ("net.0", "net.3", "net.9")),
+        ({"include": "net.[03]*"}, ("net.0", "net.3")),
+        ({"exclude": "*.9"}, ("net.0", "net.3")),
+        ({"include": "net", "exclude": ("net.0", "net.3")}, ("net.9",)),
+    ],
+)
+def test_names_and_patterns_select_layers(tmp_path: Path, arguments: dict[str, Any], layers: tuple[str, ...]) -> None:
+    monitor = SphereMonitor(strict=True, **arguments)
+    quiet_trainer(tmp_path, callbacks=[monitor]).fit(LitNet(), loader(count=32))
+    assert monitor.tracker is not None
+    assert tuple(row.layer for row in monitor.tracker.summary().layers) == layers
