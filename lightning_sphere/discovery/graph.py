@@ -1,0 +1,172 @@
+"""The autograd graph as a list in forward order, and the names of what it contains."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_sphere.discovery.degrees import Shape
+
+Edge = tuple[int, int] | None
+"""Position of the node that made an input, and which of its outputs; ``None`` for what needs no gradient."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of the model."""
+
+    name: str
+    shape: Shape
+    module: str
+    """Name of the module that owns it; for a parametrized weight, of the parametrized module."""
+    module_type: str
+    trainable: bool
+
+    @property
+    def output_axis(self) -> int:
+        """Axis of the outputs: the second one where the module's type is known to keep its weight that way."""
+        return int(self.module_type.startswith(("ConvTranspose", "LazyConvTranspose")) or self.module_type == "Conv1D")
+
+
+@dataclass
+class Graph:
+    """All operations between the parameters and the loss, inputs before outputs."""
+
+    nodes: list[Any] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    """Name of each operation without its number, such as ``Relu``."""
+    edges: list[tuple[Edge, ...]] = field(default_factory=list)
+    shapes: list[tuple[Shape, ...]] = field(default_factory=list)
+    """Shapes of each node's outputs."""
+    leaves: dict[int, int] = field(default_factory=dict)
+    """Position of a leaf node -> number of its parameter."""
+    roots: list[tuple[int, int]] = field(default_factory=list)
+    consumers: list[list[int]] = field(default_factory=list)
+    """Positions of the nodes that read a node's outputs."""
+
+    def readers(self, position: int, limit: int = 64) -> Iterator[int]:
+        """Nodes that read a value, nearest first."""
+        queue, seen = [position], {position}
+        for current in queue:
+            for reader in self.consumers[current]:
+                if reader not in seen:
+                    seen.add(reader)
+                    queue.append(reader)
+                    yield reader
+            if len(seen) > limit:
+                return
+
+    def writers(self, position: int, limit: int = 32) -> Iterator[int]:
+        """Numbers of the parameters that made the inputs of a node, nearest first."""
+        queue, seen = [position], {position}
+        for current in queue:
+            for edge in reversed(self.edges[current]):
+                if edge is not None and edge[0] not in seen:
+                    seen.add(edge[0])
+                    queue.append(edge[0])
+                    own = current == position and "Norm" in self.names[position]  # gain and bias of the reader
+                    if edge[0] in self.leaves and not own:
+                        yield self.leaves[edge[0]]
+            if len(seen) > limit:
+                return
+
+
+def operation_name(node: Any) -> str:
+    """Name of a node as PyTorch prints it, such as ``ReluBackward0``."""
+    return str(node.name()).rsplit("::", 1)[-1]
+
+
+def short_name(name: str) -> str:
+    """Name of an operation for people: ``ReluBackward0`` becomes ``Relu``."""
+    return re.sub(r"Backward\d*$", "", name)
+
+
+def parameters_of(model: nn.Module) -> list[Parameter]:
+    """Describe the parameters in the order of ``model.named_parameters()``."""
+    types = {name: type(module).__name__ for name, module in model.named_modules(remove_duplicate=False)}
+    result = []
+    for name, parameter in model.named_parameters():
+        owner = re.sub(r"(^|\.)parametrizations\.[^.]+$", "", name.rpartition(".")[0])
+        kind = types.get(owner, "").removeprefix("Parametrized")
+        result.append(Parameter(name, tuple(parameter.shape), owner, kind, parameter.requires_grad))
+    return result
+
+
+def read_graph(outputs: Iterable[Tensor], model: nn.Module) -> Graph:
+    """List the operations behind ``outputs``, without running or unpacking anything.
+
+    Args:
+        outputs: Tensors that still have their graph.
+        model: The model whose parameters are looked for.
+
+    Returns:
+        The graph; leaves that are no parameters of the model count as data.
+    """
+    numbers = {id(parameter): number for number, (_, parameter) in enumerate(model.named_parameters())}
+    graph = Graph()
+    positions: dict[Any, int] = {}
+    roots: list[tuple[Any, int]] = []
+    for output in outputs:
+        if output.grad_fn is not None:
+            roots.append((output.grad_fn, output.output_nr))
+        elif id(output) in numbers:
+            with torch.enable_grad():  # a view of a parameter has the node that stands for it
+                roots.append((output.view_as(output).grad_fn, 0))
+    stack = [(root, False) for root, _ in roots]
+    while stack:
+        node, ready = stack.pop()
+        if node in positions:
+            continue
+        following = node.next_functions
+        if not ready:
+            stack.append((node, True))
+            stack.extend((source, False) for source, _ in following if source is not None and source not in positions)
+            continue
+        position = positions[node] = len(graph.nodes)
+        graph.nodes.append(node)
+        graph.names.append(operation_name(node))
+        graph.edges.append(tuple(None if source is None else (positions[source], index) for source, index in following))
+        graph.shapes.append(_output_shapes(node))
+        graph.consumers.append([])
+        for source in dict.fromkeys(edge[0] for edge in graph.edges[-1] if edge is not None):
+            graph.consumers[source].append(position)
+        variable = getattr(node, "variable", None)
+        if variable is not None:
+            graph.shapes[-1] = (tuple(variable.shape),)
+            if id(variable) in numbers:
+                graph.leaves[position] = numbers[id(variable)]
+    graph.roots = [(positions[node], index) for node, index in roots]
+    return graph
+
+
+def _output_shapes(node: Any) -> tuple[Shape, ...]:
+    """Shapes of a node's outputs."""
+    return tuple(_shape(metadata) for metadata in getattr(node, "_input_metadata", ()))
+
+
+def _shape(metadata: Any) -> Shape:
+    """Shape of one output; empty where PyTorch does not tell (an output that was never defined, a nested tensor)."""
+    try:
+        return tuple(int(size) for size in metadata.shape)
+    except (RuntimeError, TypeError, ValueError):
+        return ()
+
+
+def tensors_in(outputs: object) -> list[Tensor]:
+    """Collect the tensors of a loss, of a sequence or of a mapping, however deep."""
+    found: list[Tensor] = []
+    stack = [outputs]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, torch.Tensor):
+            found.append(item)
+        elif isinstance(item, dict):
+            stack.extend(item.values())
+        elif isinstance(item, (list, tuple, set)):
+            stack.extend(item)
+    return found

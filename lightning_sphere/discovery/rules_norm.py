@@ -1,0 +1,183 @@
+"""Rules for normalizations and reductions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import prod
+
+from lightning_sphere.discovery.degrees import ZERO, Offset, Value, constant
+from lightning_sphere.discovery.registry import Context, rule
+from lightning_sphere.discovery.rules_pointwise import not_homogeneous
+from lightning_sphere.discovery.rules_shape import reshaped
+from lightning_sphere.discovery.system import constant_offset
+
+
+def _norm_name(ctx: Context, kind: str) -> str:
+    """Name a norm by the module that owns its gain or bias."""
+    for index in (1, 2):
+        owner = ctx.leaf(index)
+        if owner is not None and owner.module:
+            return f"{kind} `{owner.module}`"
+    return kind
+
+
+def _normalize(ctx: Context, value: Value, axes: Sequence[int], kind: str, centred: bool = True) -> Value:
+    """Make a value independent of its scale along ``axes``, and of what is constant along them if centred."""
+    if centred:
+        kept = tuple(o for o in value.offsets if any(o.varies[axis] for axis in axes))
+        value = replace(value, offsets=kept)
+    value = ctx.settle(value)
+    degree = ctx.system.uniform(value.degree, axes, ctx.cause("mixed"))
+    ctx.system.reset(degree, _norm_name(ctx, kind), value.via)
+    return Value(value.shape, ZERO, varies=(True,) * len(value.shape))
+
+
+def _affine(ctx: Context, value: Value, gain: Value | None, bias: Value | None, axes: Sequence[int]) -> Value:
+    """Apply gain and bias, laid out along ``axes`` of the value."""
+    layout = tuple(size if axis in axes else 1 for axis, size in enumerate(value.shape))
+    if gain is not None:
+        gain = ctx.settle(gain)
+        degree = ctx.system.product(value.degree, reshaped(ctx, gain, layout).degree)
+        value = replace(value, degree=degree)
+    varies = tuple(axis in axes for axis in range(len(value.shape)))
+    if bias is not None:
+        shift = reshaped(ctx, ctx.settle(bias), layout).degree
+        return replace(value, offsets=(*value.offsets, Offset(shift, varies, source=ctx.name)))
+    if gain is not None and gain.degree and not ctx.name.endswith("RmsNorm"):
+        return replace(value, offsets=(*value.offsets, constant_offset(varies, "bias")))
+    return value
+
+
+def _with_rest(ctx: Context, value: Value) -> Sequence[Value]:
+    return [replace(value, shape=ctx.shape), *(constant(shape) for shape in ctx.shapes[1:])]
+
+
+@rule("NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm", "BatchNorm", "SyncBatchNorm", "NativeBatchNormLegit")
+def batch_norm(ctx: Context) -> Sequence[Value]:
+    """Batch norm, and instance norm, which is a batch norm over one sample of many channels."""
+    value, gain, bias = (*ctx.inputs, None, None)[:3]
+    value = value if value is not None else constant(ctx.shape)
+    if not ctx.saved("training", True):
+        # An affine map with fixed numbers: it scales with its input, and adds a constant per channel.
+        factor = None if gain is None else ctx.settle(gain)
+        varies = tuple(axis == 1 for axis in range(len(value.shape)))
+        value = replace(value, offsets=(*value.offsets, constant_offset(varies, "running mean")))
+        if factor is None:
+            offsets = value.offsets
+        else:
+            layout = tuple(size if axis == 1 else 1 for axis, size in enumerate(value.shape))
+            scale = reshaped(ctx, factor, layout).degree
+            offsets = tuple(replace(o, degree=ctx.system.product(o.degree, scale)) for o in value.offsets)
+            value = replace(value, degree=ctx.system.product(value.degree, scale))
+        offsets = tuple(
+            replace(o, varies=tuple(flag or axis == 1 for axis, flag in enumerate(o.varies)), key=None) for o in offsets
+        )
+        return _with_rest(ctx, _affine(ctx, replace(value, offsets=offsets), None, bias, [1]))
+    instance = len(ctx.graph.edges[ctx.position]) > 1 and _repeated(ctx)
+    axes = [axis for axis in range(len(value.shape)) if axis != 1]
+    normal = _normalize(ctx, value, axes, "InstanceNorm" if instance else "BatchNorm")
+    return _with_rest(ctx, _affine(ctx, normal, gain, bias, [1]))
+
+
+def _repeated(ctx: Context) -> bool:
+    """Whether the gain is repeated for every sample, as instance norm does."""
+    edge = ctx.graph.edges[ctx.position][1]
+    return edge is not None and ctx.graph.names[edge[0]].startswith("Repeat")
+
+
+@rule("NativeLayerNorm", "LayerNorm")
+def layer_norm(ctx: Context) -> Sequence[Value]:
+    """Layer norm over the last dimensions."""
+    value, gain, bias = (*ctx.inputs, None, None)[:3]
+    value = value if value is not None else constant(ctx.shape)
+    ndim = len(value.shape)
+    axes = range(ndim - len(ctx.saved("normalized_shape")), ndim)
+    return _with_rest(ctx, _affine(ctx, _normalize(ctx, value, axes, "LayerNorm"), gain, bias, axes))
+
+
+@rule("FusedRmsNorm", "RmsNorm")
+def rms_norm(ctx: Context) -> Sequence[Value]:
+    """Root-mean-square norm over the last dimensions; nothing is subtracted."""
+    value, gain = (*ctx.inputs, None)[:2]
+    value = value if value is not None else constant(ctx.shape)
+    ndim = len(value.shape)
+    axes = range(ndim - len(ctx.saved("normalized_shape")), ndim)
+    normal = _normalize(ctx, value, axes, "RMSNorm", centred=False)
+    return _with_rest(ctx, _affine(ctx, normal, gain, None, axes))
+
+
+@rule("NativeGroupNorm")
+def group_norm(ctx: Context) -> Sequence[Value]:
+    """Group norm: each group of channels of a sample, with all positions."""
+    value, gain, bias = (*ctx.inputs, None, None)[:3]
+    value = value if value is not None else constant(ctx.shape)
+    shape, groups = value.shape, int(ctx.saved("group"))
+    if groups == shape[1]:
+        normal = _normalize(ctx, value, range(2, len(shape)), "GroupNorm")
+    else:
+        split = reshaped(ctx, value, (shape[0], groups, shape[1] // groups, *shape[2:]))
+        normal = _normalize(ctx, split, range(2, len(shape) + 1), "GroupNorm")
+    normal = Value(shape, ZERO, varies=(True,) * len(shape))
+    return _with_rest(ctx, _affine(ctx, normal, gain, bias, [1]))
+
+
+@rule("WeightNormInterface")
+def weight_norm(ctx: Context) -> Sequence[Value]:
+    """``g v / |v|``, the norm taken over all dimensions but one."""
+    direction, gain = ctx.inputs[:2]
+    (kept,) = ctx.dims("dim", len(ctx.shape))
+    direction = direction if direction is not None else constant(ctx.shape)
+    axes = [axis for axis in range(len(ctx.shape)) if axis != kept]
+    normal = _normalize(ctx, direction, axes, "weight norm", centred=False)
+    degree = ctx.settle(gain).degree if gain is not None else ZERO
+    return _with_rest(ctx, replace(normal, shape=ctx.shape, degree=degree.align(len(ctx.shape))))
+
+
+@rule("Mean", "Sum", "LinalgVectorNorm", "Norm", "Amax", "Amin", "Max", "Min", "Median", "Var", "Std", "VarMean",
+      "StdMean", "Nansum")  # fmt: skip
+def reduce(ctx: Context) -> Value | Sequence[Value]:
+    """Reductions over dimensions: the elements must scale equally along them, and the result scales as they do."""
+    value = ctx.source()
+    ndim = len(value.shape)
+    order = ctx.saved("ord", ctx.saved("p", 2))
+    if ctx.name in ("LinalgVectorNorm", "Norm") and order == 0:
+        return not_homogeneous(ctx)
+    axes = set(ctx.dims("dim", ndim))
+    if ctx.name in ("Mean", "Sum", "Nansum"):
+        return _collapsed(ctx, _mean(ctx, value, axes, ctx.name == "Mean"), axes)
+    spread = ctx.name in ("Var", "Std", "VarMean", "StdMean")
+    centred = tuple(o for o in value.offsets if not spread or any(o.varies[axis] for axis in axes))
+    result = _collapsed(ctx, ctx.settle(replace(value, offsets=centred)), axes)
+    if ctx.name.startswith("Var"):
+        result = replace(result, degree=result.degree.scaled(2))
+    if len(ctx.shapes) == 1:
+        return result
+    return [result, _collapsed(ctx, _mean(ctx, value, axes), axes) if spread else constant(ctx.shapes[1])]
+
+
+def _mean(ctx: Context, value: Value, axes: set[int], exact: bool = True) -> Value:
+    """Take mean (or sum) of what was added too; a summand that is constant there is its own mean."""
+    offsets = []
+    for offset in value.offsets:
+        unchanged = exact and not any(offset.varies[axis] for axis in axes)
+        varies = tuple(flag and axis not in axes for axis, flag in enumerate(offset.varies))
+        offsets.append(replace(offset, varies=varies, key=offset.identity if unchanged else None))
+    return replace(value, offsets=tuple(offsets))
+
+
+def _collapsed(ctx: Context, value: Value, axes: set[int]) -> Value:
+    """Demand equal degrees along the reduced dimensions, and remove these or keep them with size 1."""
+    source, ndim = value.shape, len(value.shape)
+    value = ctx.uniform(value, sorted(axes))
+    shape = tuple(1 if axis in axes else size for axis, size in enumerate(source))
+    flags = tuple(flag and axis not in axes for axis, flag in enumerate(value.varies))
+    value = replace(value, shape=shape, varies=flags, statistic=prod(shape) < prod(source))
+    if len(ctx.shape) == ndim:
+        return value
+    left = [axis for axis in range(ndim) if axis not in axes]
+    return value.map(
+        lambda rows: rows.reshape([rows.shape[axis] for axis in left]),
+        tuple(shape[axis] for axis in left),
+        lambda flags: tuple(flags[axis] for axis in left),
+    )

@@ -1,0 +1,143 @@
+"""From the graph to the groups: three readings, each with other symbols.
+
+1. Each parameter alone, along each of its first two axes.
+2. Each weight together with its own module's bias, where the first reading failed at adding that bias.
+3. Each set of parameters that the sums of the first reading propose, as one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from lightning_sphere.discovery.graph import Graph, Parameter
+from lightning_sphere.discovery.interpret import interpret
+from lightning_sphere.discovery.joint import propose_sets
+from lightning_sphere.discovery.system import Cause, Symbol, System
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found about one parameter."""
+
+    axis: int | None = None
+    """Axis along which its rows are counted; ``None`` if it is not invariant."""
+    blocks: int = 0
+    members: tuple[int, ...] | None = None
+    partner: int | None = None
+    """Number of the bias that must be scaled along."""
+    norms: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """What normalizes it, with the operations passed before."""
+    cause: Cause | None = None
+    """What forbids it."""
+
+    @property
+    def rank(self) -> tuple[bool, int, bool]:
+        """Better findings are greater: all blocks, then many, then alone."""
+        covered = self.blocks if self.members is None else len(self.members)
+        return (self.axis is not None and self.members is None, covered, self.partner is None)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The result of all readings."""
+
+    findings: dict[int, Finding]
+    """By parameter number; for trainable parameters of two dimensions or more that the graph reaches."""
+    joint_sets: tuple[tuple[int, ...], ...]
+
+
+def solve(graph: Graph, parameters: list[Parameter]) -> Solution:
+    """Find the invariant rows of every parameter.
+
+    Args:
+        graph: The graph behind the loss.
+        parameters: The model's parameters.
+
+    Returns:
+        The findings.
+    """
+    reached = set(graph.leaves.values())
+    weights = [n for n, p in enumerate(parameters) if n in reached and len(p.shape) > 1 and 0 not in p.shape]
+    symbols: list[Symbol] = []
+    for number in weights:
+        first = len(symbols)
+        symbols += [Symbol(parameters[number].shape[axis], ((number, axis),), first + 1 - axis) for axis in (0, 1)]
+    system = interpret(graph, parameters, symbols, record=True)
+    findings = _findings(system, symbols, parameters)
+    candidates = _with_bias(parameters, findings, reached)
+    if candidates:
+        joint = _findings(interpret(graph, parameters, candidates, record=False), candidates, parameters)
+        for number, finding in joint.items():
+            if finding.axis is not None and finding.rank > findings[number].rank:
+                findings[number] = finding
+            elif finding.axis is None and findings[number].axis is None and finding.cause is not None:
+                # What stops weight and bias together explains more than that the bias is added.
+                findings[number] = replace(findings[number], cause=finding.cause)
+    return Solution(findings, _joint_sets(graph, parameters, system, findings))
+
+
+def _findings(system: System, symbols: list[Symbol], parameters: list[Parameter]) -> dict[int, Finding]:
+    """Read the classes of rows; of a parameter's axes the better one is kept."""
+    findings: dict[int, Finding] = {}
+    for number, symbol in enumerate(symbols):
+        if number in system.pruned:
+            continue
+        (parameter, axis), *partners = symbol.axes
+        blocks = system.partitions[number].blocks()
+        cause, norms = system.causes.get(number), tuple(system.norms.get(number, ()))
+        if blocks is None or not norms:
+            finding = Finding(cause=cause, norms=norms)
+        else:
+            partner = partners[0][0] if partners else None
+            if blocks[0] == 1 and symbol.rows > 1:
+                axis = parameters[parameter].output_axis  # all rows together: any axis says the same
+            finding = Finding(axis, blocks[0], blocks[1], partner, norms, cause)
+        if parameter not in findings or finding.rank > findings[parameter].rank:
+            findings[parameter] = finding
+    return findings
+
+
+def _with_bias(parameters: list[Parameter], findings: dict[int, Finding], reached: set[int]) -> list[Symbol]:
+    """Weights to be read again together with their module's bias."""
+    vectors: dict[str, list[int]] = {}
+    for number in sorted(reached):
+        if len(parameters[number].shape) == 1:
+            vectors.setdefault(parameters[number].module, []).append(number)
+    symbols = []
+    for number, finding in findings.items():
+        if finding.cause is None or finding.cause.kind not in ("added", "mixed"):
+            continue
+        shape = parameters[number].shape
+        for bias in vectors.get(parameters[number].module, ()):
+            if finding.cause.kind == "added" and not any(bias in side for side in finding.cause.sides):
+                continue
+            rows = parameters[bias].shape[0]
+            axis = parameters[number].output_axis
+            axis = axis if shape[axis] == rows else 1 - axis
+            if shape[axis] == rows:
+                symbols.append(Symbol(rows, ((number, axis), (bias, 0))))
+    return symbols
+
+
+def _joint_sets(
+    graph: Graph, parameters: list[Parameter], system: System, findings: dict[int, Finding]
+) -> tuple[tuple[int, ...], ...]:
+    """Propose sets and check each as one symbol."""
+    seeds = [number for number, finding in findings.items() if finding.axis is None]
+    allowed = frozenset(number for number in set(graph.leaves.values()))
+    proposals = [
+        members for members in propose_sets(system.balances, seeds, allowed) if not _is_own_bias(parameters, members)
+    ]
+    if not proposals:
+        return ()
+    symbols = [Symbol(1, tuple((number, None) for number in members)) for members in proposals]
+    check = interpret(graph, parameters, symbols, record=False)
+    return tuple(
+        members for number, members in enumerate(proposals) if number in check.norms and check.partitions[number].alive
+    )
+
+
+def _is_own_bias(parameters: list[Parameter], members: tuple[int, ...]) -> bool:
+    """Whether a set is one weight with its own module's vectors."""
+    weights = [number for number in members if len(parameters[number].shape) > 1]
+    return len(weights) == 1 and len({parameters[number].module for number in members}) == 1
