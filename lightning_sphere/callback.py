@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from lightning_sphere.guard import Guard
+from lightning_sphere.layers import known_names
 from lightning_sphere.options import Options, check_flag
 from lightning_sphere.recording import Sink
 from lightning_sphere.sinks import ScalarSink
 from lightning_sphere.tensorboard.writer import TensorBoardSink, file_writer_of
-from lightning_sphere.tracker import SphereTracker, known_names
+from lightning_sphere.tracker import SphereTracker
 
 _log = logging.getLogger("lightning_sphere")
 
@@ -106,8 +107,7 @@ class SphereMonitor(_Base):
         if not trainer.is_global_zero:
             return
         steps = trainer.log_every_n_steps or UNLOGGED_ROWS
-        guard = Guard(strict=self._options.strict)
-        with guard.watching("starting"):
+        with Guard(strict=self._options.strict).watching("starting"):
             tracker = SphereTracker(
                 pl_module,
                 trainer.optimizers,
@@ -133,9 +133,10 @@ class SphereMonitor(_Base):
         """Settle skipped steps, and write when Lightning logs."""
         if self.tracker is None:
             return
-        self.tracker.settle_step()
-        if trainer.log_every_n_steps and (logging_step(trainer) + 1) % trainer.log_every_n_steps == 0:
-            self.tracker.flush()
+        with self.tracker.guard.watching("writing recorded steps"):
+            self.tracker.settle_step()
+            if trainer.log_every_n_steps and (logging_step(trainer) + 1) % trainer.log_every_n_steps == 0:
+                self.tracker.flush()
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Write what is recorded: whoever looks at validation metrics sees the steps before."""
@@ -153,7 +154,7 @@ class SphereMonitor(_Base):
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Print the summary."""
         if self.tracker is not None and self._print_summary:
-            with Guard(strict=self._options.strict).watching("printing the summary"):
+            with self.tracker.guard.watching("printing the summary"):
                 self.tracker.summary().print(log_dir=self._log_dir)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:

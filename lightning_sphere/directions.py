@@ -7,8 +7,10 @@ An optimizer that is not known is measured with ``b = 1``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -48,15 +50,28 @@ def direction_of(optimizer: Optimizer) -> Direction | None:
     return next((_REGISTRY[base] for base in type(optimizer).__mro__ if base in _REGISTRY), None)
 
 
-def hyperparameters(group: Mapping[str, Any]) -> tuple[Any, ...]:
+def hyperparameters(group: Mapping[str, Any], direction: Direction) -> tuple[float | Tensor, ...]:
     """The numbers of one param group that the formulas need, as they stand now.
 
+    Args:
+        group: one of ``optimizer.param_groups``, of any optimizer: entries may be missing or of a meaning of their own.
+        direction: of the optimizer.
+
     Returns:
-        One entry per name of :data:`HYPERPARAMETERS`: a number, or a copy of the tensor that the user gave (read at
-        flush, never here: reading a device tensor would wait for the device).
+        One entry per name of :data:`HYPERPARAMETERS`: a number, NaN where there is none, or a copy of the tensor that
+        the user gave (read at flush, never here: reading a device tensor would wait for the device).
     """
-    values = (group.get("lr", torch.nan), group.get("betas", (torch.nan, torch.nan))[1], group.get("eps", torch.nan))
-    return tuple(value.detach().clone() if isinstance(value, Tensor) else value for value in values)
+    values = [group.get("lr")]
+    if direction.has_second_moment:
+        values += [group["betas"][1], group["eps"]]
+    values += [None] * (len(HYPERPARAMETERS) - len(values))
+    return tuple(_number(value) for value in values)
+
+
+def _number(value: Any) -> float | Tensor:
+    if isinstance(value, Tensor):
+        return value.detach().clone() if value.numel() == 1 else math.nan
+    return float(value) if isinstance(value, Real) else math.nan
 
 
 def adam_divisor_square(

@@ -105,11 +105,13 @@ def merge(parts: Sequence[Recording], layer_order: Sequence[str]) -> Recording:
         wall_times[at] = np.maximum(wall_times[at], part.wall_times)
         start += part.table.shape[1]
     invariant = [flag for part in parts for flag in part.schema.invariant]
+    cuts = [cut for part in parts for cut in part.schema.cuts]
     schema = TableSchema(
         layers=tuple(names[index] for index in order),
         quantities=first.quantities,
         stats=first.stats,
         invariant=tuple(invariant[index] for index in order),
+        cuts=tuple(cuts[index] for index in order),
         groups=first.groups,
     )
     return Recording(schema, np.array([step for step, _ in rows], dtype=np.int64), wall_times, table[:, order])

@@ -27,7 +27,7 @@ def spread(values: Float[Tensor, "*axes n"]) -> Float[Tensor, "*axes 3"]:
     below = position.floor().long()
     above = position.ceil().long()
     low, high = ordered.gather(-1, below), ordered.gather(-1, above)
-    return torch.where(below == above, low, torch.lerp(low, high, position - below))
+    return torch.where(low == high, low, torch.lerp(low, high, position - below))  # also for infinite values
 
 
 def rms(values: Float[Tensor, "*axes n"]) -> Float[Tensor, " *axes"]:
@@ -52,7 +52,7 @@ def per_layer(
     indices: list[Tensor] = []
     start = 0
     for number, layer in enumerate(layers):
-        members = torch.arange(layer.blocks) if layer.members is None else torch.tensor(layer.members)
+        members = torch.tensor(range(layer.blocks) if layer.members is None else layer.members, device=values.device)
         indices.append(members + start)
         start += layer.blocks
         by_count.setdefault(len(members), []).append(number)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from os import PathLike
 from typing import Any
@@ -16,15 +16,12 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import Self
 
 from lightning_sphere.directions import direction_of
-from lightning_sphere.discovery import Discovery, discover
-from lightning_sphere.discovery import merge as merge_discoveries
-from lightning_sphere.discovery.fallback import undiscovered
+from lightning_sphere.discovery import Discovery
 from lightning_sphere.discovery.graph import tensors_in
 from lightning_sphere.geometry import evaluate
-from lightning_sphere.groups import ScaleGroup
 from lightning_sphere.guard import Guard
+from lightning_sphere.layers import KnownLayers, known_names
 from lightning_sphere.measurement.collect import inner_products
-from lightning_sphere.measurement.plan import Plan
 from lightning_sphere.measurement.tap import OptimizerTap
 from lightning_sphere.options import Options, check_count
 from lightning_sphere.quantities import CORE, STATS
@@ -44,6 +41,7 @@ class SphereTracker:
     """Records norm, angular step and effective learning rate of every weight, at every optimizer step.
 
     Use it as a context manager around a plain training loop; with a Lightning ``Trainer`` use ``SphereMonitor``.
+    Hooks of yours that change gradients inside ``optimizer.step()`` must be registered before.
     Weights, gradients, optimizer state and random numbers are left exactly as they are. Within the block a SIGTERM that
     nobody handles ends the program by ``SystemExit(143)``, so that what is recorded is written.
 
@@ -60,8 +58,8 @@ class SphereTracker:
         device_budget_mb: memory on the device for what waits to be written, in MiB; a full buffer is written earlier.
         strict: raise failures of the tracker instead of warning and switching it off.
         sinks: further places to put recordings.
-        position: maps the number of steps that an optimizer has taken to the position on the x axis.
-            The default is that number itself: the first step is 0.
+        position: maps the number of steps that an optimizer has taken to its place on the x axis. The default counts
+            the steps of the optimizer that has taken most, from 0: the others join the row of its latest step.
 
     Raises:
         TypeError, ValueError: for a wrong argument, naming it, what it takes and what it got.
@@ -116,20 +114,20 @@ class SphereTracker:
         self._sinks: list[Sink] = [self.history, *sinks]
         self._log_dir, self._writer = log_dir, writer
         self._flush_every = flush_every_n_steps
-        self._guard = Guard(strict=strict, switch_off=self._release)
-        self._losses: list[Discovery] = []
-        self._discovery: Discovery | None = None
-        self._expected: Optimizer | None = None
+        self.guard = Guard(strict=strict, switch_off=self._release)
+        """Contains failures of this tracker and of those who drive it."""
+        self._layers = KnownLayers(model, self.options)
+        self._expected: list[Optimizer] = []
         self._forward_hook: RemovableHandle | None = None
         self._restore_signal: Callable[[], None] = lambda: None
         self._taps = [
             OptimizerTap(
                 item,
-                make_plan=self._plan,
-                position=position or (lambda steps_seen: steps_seen),
+                make_plan=self._layers.plan,
+                position=self._latest if position is None else (lambda tap: position(tap.steps_seen)),
                 flush=self.flush,
                 after=self._after_step,
-                guard=self._guard,
+                guard=self.guard,
                 every_n_steps=every_n_steps,
                 rows=flush_every_n_steps,
                 budget_mb=self.options.device_budget_mb,
@@ -153,7 +151,7 @@ class SphereTracker:
 
     def start(self) -> None:
         """Attach to the optimizers."""
-        with self._guard.watching("opening the log"):
+        with self.guard.watching("opening the log"):
             if self._writer is not None or self._log_dir is not None:
                 self._sinks.append(open_sink(self._writer, self._log_dir))
         for tap in self._taps:
@@ -167,12 +165,14 @@ class SphereTracker:
 
     def close(self) -> None:
         """Write what is recorded and detach. May be called again."""
-        self._remove_forward_hook()
+        if self._forward_hook is not None:
+            self._forward_hook.remove()
+            self._forward_hook = None
         for tap in self._taps:
             tap.detach()
         self.flush()
-        with self._guard.watching("closing the log"):
-            for sink in self._sinks:
+        for sink in self._sinks:
+            with self.guard.watching("closing the log"):
                 sink.close()
         self._sinks = [self.history]
 
@@ -189,63 +189,48 @@ class SphereTracker:
         Returns:
             What is known now; ``None`` if it could not be found out.
         """
-        with self._guard.watching("reading the loss's graph"):
-            self._losses.append(discover(loss, self.model))
-            self._discovery = merge_discoveries(self._losses)
+        self._read(loss, given=True)
+        return self._layers.discovery
+
+    def _read(self, loss: Any, *, given: bool) -> None:
+        with self.guard.watching("reading the loss's graph"):
+            self._layers.read(loss, given=given)
             for tap in self._taps:
-                if tap.plan is not None and tap.plan.layers != self._plan(tap.optimizer).layers:
+                if tap.plan is not None and list(tap.plan.layers) != self._layers.of(tap.optimizer):
                     tap.replan()
-        self._remove_forward_hook()
-        return self._discovery
 
     @property
     def wants_loss(self) -> bool:
-        """Whether a loss can still tell something: an optimizer has not stepped yet."""
-        return self._guard.failure is None and any(tap.steps_seen == 0 for tap in self._taps)
+        """Whether a loss may still tell something: an optimizer has not stepped yet, or has got new parameters."""
+        return self.guard.failure is None and self._layers.worth_reading and any(tap.stale for tap in self._taps)
 
     def _discover_from_outputs(self, module: nn.Module, _: Any, outputs: Any) -> None:
-        """Forward hook: the first outputs in training stand for the loss that will read them."""
-        if module.training and any(tensor.requires_grad for tensor in tensors_in(outputs)):
-            self.discover(outputs)
-
-    def _remove_forward_hook(self) -> None:
-        if self._forward_hook is not None:
-            self._forward_hook.remove()
-            self._forward_hook = None
-
-    def _plan(self, optimizer: Optimizer) -> Plan:
-        """What to measure of an optimizer: the selected layers whose weight it steps."""
-        if self._discovery is None:
-            self._discovery = undiscovered(self.model)
-        parameters = dict(self.model.named_parameters())
-        index = {id(p): i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
-        param_group = {name: index[id(p)] for name, p in parameters.items() if id(p) in index}
-        layers = [
-            _within(layer, param_group)
-            for layer in self._discovery.layers
-            if layer.parameter in param_group
-            and parameters[layer.parameter].is_floating_point()
-            and parameters[layer.parameter].numel() > 0
-            and self.options.selects([layer.name, layer.parameter])
-        ]
-        return Plan(layers, parameters, param_group)
+        """Forward hook: outputs in training stand for the loss that will read them, where no loss is given."""
+        if module.training and not self._layers.loss_given and self.wants_loss:
+            with self.guard.watching("looking at the model's outputs"):
+                if any(tensor.requires_grad for tensor in tensors_in(outputs)):
+                    self._read(outputs, given=False)
 
     # ----------------------------------------------------------------- steps
 
     def expect_step(self, optimizer: Optimizer) -> None:
         """Say that gradients are ready for a step; :meth:`settle_step` then knows whether it happened."""
-        self._expected = optimizer
+        self._expected.append(optimizer)
 
     def settle_step(self) -> None:
         """Record an expected step that had no arithmetic (a loss scaler skipped it) as skipped."""
-        expected, self._expected = self._expected, None
-        for tap in self._taps:
-            if tap.optimizer is expected:
-                tap.skip()
+        expected, self._expected = self._expected, []
+        for optimizer in expected:
+            for tap in self._taps:
+                if tap.optimizer is optimizer:
+                    tap.skip()
+
+    def _latest(self, tap: OptimizerTap) -> int:
+        return max(tap.steps_seen, *(other.steps_seen - 1 for other in self._taps))
 
     def _after_step(self, tap: OptimizerTap) -> None:
-        if tap.optimizer is self._expected:
-            self._expected = None
+        if tap.optimizer in self._expected:
+            self._expected.remove(tap.optimizer)
         if tap is self._taps[-1] and any(each.full for each in self._taps):
             self.flush()
 
@@ -253,12 +238,11 @@ class SphereTracker:
 
     def flush(self) -> None:
         """Evaluate what is recorded and give it to the sinks."""
-        with self._guard.watching("evaluating and writing recorded steps"):
+        with self.guard.watching("evaluating and writing recorded steps"):
             parts = [part for tap in self._taps if (part := self._evaluate(tap)) is not None]
             if not parts:
                 return
-            assert self._discovery is not None
-            recording = merge(parts, [layer.name for layer in self._discovery.layers])
+            recording = merge(parts, self._layers.order)
             scalars = summary_scalars(recording.schema, recording.table, per_layer=self.options.per_layer_scalars)
             recording = replace(recording, scalars=scalars)
             for sink in self._sinks:
@@ -272,13 +256,14 @@ class SphereTracker:
         data, host = drained
         values = evaluate(inner_products(data, host, tap.plan, tap.direction), _NAMES)
         table = per_layer(values, tap.plan.layers)
-        assert self._discovery is not None
+        assert self._layers.discovery is not None
         schema = TableSchema(
             layers=tuple(layer.name for layer in tap.plan.layers),
             quantities=_NAMES,
             stats=STATS,
             invariant=tuple(layer.invariant for layer in tap.plan.layers),
-            groups=tuple(self._discovery.table()),
+            cuts=tuple((layer.axis, layer.blocks) for layer in tap.plan.layers),
+            groups=tuple(self._layers.discovery.table()),
         )
         return Recording(
             schema,
@@ -296,23 +281,9 @@ class SphereTracker:
 
     def summary(self) -> RunSummary:
         """One row per layer: the state at the end of what was recorded so far (call it after a flush)."""
-        layers = self._discovery.layers if self._discovery is not None else ()
+        layers = [layer for tap in self._taps if tap.plan is not None for layer in tap.plan.layers]
         return summarize(self.history, layers)
 
     def print_summary(self) -> None:
         """Print :meth:`summary` as a table, and how to open TensorBoard."""
         self.summary().print(log_dir=self._log_dir)
-
-
-def known_names(model: nn.Module) -> set[str]:
-    """Names of all modules and parameters, as ``include`` and ``exclude`` may use them."""
-    return {name for name, _ in model.named_modules()} | {name for name, _ in model.named_parameters()}
-
-
-def _within(layer: ScaleGroup, param_group: Mapping[str, int]) -> ScaleGroup:
-    """The layer as one optimizer can measure it: a partner that another optimizer steps cannot be part of it."""
-    missing = [name for name in layer.joint_with if name not in param_group]
-    if not missing:
-        return layer
-    reason = f"invariant only together with {', '.join(missing)}, which another optimizer steps"
-    return replace(layer, parts=layer.parts[:1], kind="none", members=None, norm=None, reason=reason)

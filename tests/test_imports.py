@@ -12,7 +12,6 @@ import pytest
 
 PACKAGE = Path(lightning_sphere.__file__).parent
 
-PURE = {"groups", "quantities", "_version"}
 MAY_IMPORT: dict[str, set[str]] = {
     "groups": set(),
     "quantities": set(),
@@ -32,8 +31,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "directions",
         "discovery",
         "geometry",
-        "groups",
         "guard",
+        "layers",
         "measurement",
         "options",
         "quantities",
@@ -44,7 +43,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "summary",
         "tensorboard",
     },
-    "callback": {"guard", "options", "recording", "sinks", "tensorboard", "tracker"},
+    "layers": {"discovery", "groups", "measurement", "options"},
+    "callback": {"guard", "layers", "options", "recording", "sinks", "tensorboard", "tracker"},
 }
 
 

@@ -22,6 +22,7 @@ SCHEMA = TableSchema(
     quantities=("norm", "effective_lr"),
     stats=STATS,
     invariant=(True, False),
+    cuts=((0, 16), (1, 10)),
     groups=({"parameter": "stem.weight", "kind": "row", "members": (0, 2), "joint_with": ()},),
 )
 
@@ -52,6 +53,7 @@ def test_what_was_written_comes_back(tmp_path: Path) -> None:
     assert (record.layers, record.quantities, record.stats) == (SCHEMA.layers, SCHEMA.quantities, SCHEMA.stats)
     assert record.groups == SCHEMA.groups
     assert record.invariant == SCHEMA.invariant
+    assert record.cuts == SCHEMA.cuts
     np.testing.assert_array_equal(record["effective_lr"], record.values[:, :, 1, STATS.index("median")])
 
 
@@ -96,7 +98,9 @@ def test_a_resumed_run_replaces_the_steps_that_it_repeats(tmp_path: Path) -> Non
 
 
 def test_layers_that_join_later_are_unknown_before(tmp_path: Path) -> None:
-    wider = replace(SCHEMA, layers=("stem", "new", "head"), invariant=(True, True, False))
+    wider = replace(
+        SCHEMA, layers=("stem", "new", "head"), invariant=(True, True, False), cuts=((0, 16), (0, 4), (1, 10))
+    )
     before, after = recording(range(2)), recording(range(2, 4), schema=wider, seed=1)
     write(tmp_path, before, after)
     record = read_run(tmp_path)

@@ -9,7 +9,7 @@ from lightning_sphere.tensorboard.schema import TableSchema
 
 
 def schema(*layers: str, invariant: tuple[bool, ...] | None = None) -> TableSchema:
-    return TableSchema(layers, ("norm",), STATS, invariant or (True,) * len(layers))
+    return TableSchema(layers, ("norm",), STATS, invariant or (True,) * len(layers), ((0, 2),) * len(layers))
 
 
 def recording(layers: tuple[str, ...], steps: list[int], offset: float = 0.0) -> Recording:

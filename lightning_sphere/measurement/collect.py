@@ -53,13 +53,13 @@ def _hyperparameters(host: list[HostRow], plan: Plan) -> Tensor:
     groups = 1 + max((slot.param_group for slot in plan.slots), default=0)
     unknown = [(torch.nan,) * len(HYPERPARAMETERS)] * groups
     rows = [[[float(value) for value in group] for group in (row.hyperparameters or unknown)[:groups]] for row in host]
-    table = torch.tensor(rows, dtype=torch.float64)  # [steps, param groups, 3]
+    table = torch.tensor(rows, dtype=torch.float64, device="cpu")  # [steps, param groups, 3]
     return table.permute(2, 0, 1)[..., plan.param_group_of_segment]
 
 
 def _optimizer_steps(host: list[HostRow], plan: Plan) -> Tensor:
     """float64 ``[steps, segments]``: updates made to each segment's tensor; NaN where unknown."""
-    unknown = torch.full((len(plan.slots),), torch.nan)
+    unknown = torch.full((len(plan.slots),), torch.nan, device="cpu")
     rows = [unknown if row.optimizer_step is None else row.optimizer_step for row in host]
     return torch.stack([row.to("cpu", torch.float64) for row in rows])[:, plan.slot_of_segment]
 

@@ -19,6 +19,9 @@ from lightning_sphere.groups import ScaleGroup
 CHUNK_ELEMENTS = 1 << 18
 """Elements of a bucket at most, unless one tensor has more: temporaries in float64 then stay in the CPU's cache."""
 
+_HOST = torch.device("cpu")
+"""Where the index tables for the flush live, whatever the user's default device is."""
+
 
 @dataclass(frozen=True)
 class Slot:
@@ -89,7 +92,7 @@ class Plan:
         self.buckets = _buckets(slots)
         self.slots = tuple(slot for bucket in self.buckets for slot in bucket.slots)
         self.segments = self.buckets[-1].stop if self.buckets else 0
-        self.device = self.slots[0].parameter.device if self.slots else torch.device("cpu")
+        self.device = self.slots[0].parameter.device if self.slots else _HOST
 
     @cached_property
     def first_group(self) -> tuple[int, ...]:
@@ -102,29 +105,28 @@ class Plan:
     @cached_property
     def group_of_segment(self) -> Tensor:
         """int64 ``[segments]``: the group that a segment's sums belong to."""
-        return _cat(
-            [torch.arange(slot.blocks) + self.first_group[slot.layer] for slot in self.slots], dtype=torch.int64
-        )
+        return _cat([torch.arange(slot.blocks, device=_HOST) + self.first_group[slot.layer] for slot in self.slots])
 
     @cached_property
     def slot_of_segment(self) -> Tensor:
         """int64 ``[segments]``: index of the segment's tensor in :attr:`slots`."""
-        return _cat([torch.full((slot.blocks,), index) for index, slot in enumerate(self.slots)], dtype=torch.int64)
+        return _cat([torch.full((slot.blocks,), index, device=_HOST) for index, slot in enumerate(self.slots)])
 
     @cached_property
     def param_group_of_segment(self) -> Tensor:
         """int64 ``[segments]``: index of the optimizer's param group."""
-        return torch.tensor([slot.param_group for slot in self.slots], dtype=torch.int64)[self.slot_of_segment]
+        groups = [slot.param_group for slot in self.slots]
+        return torch.tensor(groups, dtype=torch.int64, device=_HOST)[self.slot_of_segment]
 
     @cached_property
     def size_of_segment(self) -> Tensor:
         """float64 ``[segments]``: elements of the segment."""
         sizes = [slot.parameter.numel() // slot.blocks for slot in self.slots]
-        return torch.tensor(sizes, dtype=torch.float64)[self.slot_of_segment]
+        return torch.tensor(sizes, dtype=torch.float64, device=_HOST)[self.slot_of_segment]
 
 
-def _cat(tensors: list[Tensor], dtype: torch.dtype) -> Tensor:
-    return torch.cat(tensors) if tensors else torch.empty(0, dtype=dtype)
+def _cat(tensors: list[Tensor]) -> Tensor:
+    return torch.cat(tensors) if tensors else torch.empty(0, dtype=torch.int64, device=_HOST)
 
 
 def _buckets(slots: Sequence[Slot]) -> tuple[Bucket, ...]:

@@ -83,3 +83,15 @@ def second_moment(bucket: Bucket, row: Tensor, moments: Sequence[Tensor | None])
     span = slice(bucket.start, bucket.stop)
     torch.sum(v, dim=1, out=row[5, span])
     torch.sum(v.sqrt_(), dim=1, out=row[6, span])
+
+
+def unscale(row: Tensor, scale: Tensor) -> None:
+    """Undo a loss scaler's factor in the sums that hold gradients."""
+    scale = scale.to(row.dtype)
+    row[1].div_(scale)
+    row[2].div_(scale * scale)
+
+
+def forget_if(row: Tensor, condition: Tensor) -> None:
+    """Make the whole row NaN where a device-side flag is set, without reading the flag."""
+    row.masked_fill_(condition.to(row.device) > 0, torch.nan)

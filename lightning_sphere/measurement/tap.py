@@ -31,7 +31,7 @@ class OptimizerTap:
     Args:
         optimizer: whose steps to measure; nothing in it is changed but its lists of hooks.
         make_plan: called before the first measured step, and again when the optimizer's param groups have changed.
-        position: gives the step number on the user's x axis, from the number of steps seen so far.
+        position: gives the place of this tap's next step on the user's x axis.
         flush: called when the ring is full, or before the plan changes; must :meth:`drain` this tap.
         after: called with this tap after each step, measured or not.
         guard: contains failures.
@@ -45,7 +45,7 @@ class OptimizerTap:
         optimizer: Optimizer,
         *,
         make_plan: Callable[[Optimizer], Plan],
-        position: Callable[[int], int],
+        position: Callable[[OptimizerTap], int],
         flush: Callable[[], None],
         after: Callable[[OptimizerTap], None],
         guard: Guard,
@@ -62,7 +62,7 @@ class OptimizerTap:
         self._every_n_steps = every_n_steps
         self._rows, self._budget_mb = rows, budget_mb
         self._ring: Ring | None = None
-        self._signature: tuple[int, ...] = ()
+        self._signature: list[list[int]] | None = None
         self._copies: list[Tensor] = []
         self._pending: HostRow | None = None
         self._handles: list[RemovableHandle] = []
@@ -88,7 +88,15 @@ class OptimizerTap:
 
     def replan(self) -> None:
         """Make a new plan before the next measured step: what is known of the layers has changed."""
-        self._signature = ()
+        self._signature = None
+
+    @property
+    def stale(self) -> bool:
+        """Whether there is no plan yet, or the optimizer's parameters are no longer those of the plan."""
+        return self._signature is None or self._signature != self._parameters()
+
+    def _parameters(self) -> list[list[int]]:
+        return [[id(parameter) for parameter in group["params"]] for group in self.optimizer.param_groups]
 
     @property
     def full(self) -> bool:
@@ -101,7 +109,7 @@ class OptimizerTap:
             with self._guard.watching("recording a skipped step"):
                 self._prepare().fill_(torch.nan)
                 assert self._ring is not None
-                self._ring.commit(HostRow(self._position(self.steps_seen), time.time(), skipped=True))
+                self._ring.commit(HostRow(self._position(self), time.time(), skipped=True))
         self.steps_seen += 1
 
     def _pre_hook(self, _: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
@@ -149,10 +157,13 @@ class OptimizerTap:
         row = self._prepare()
         assert self.plan is not None
         self._copies = [sums.before_step(bucket, row) for bucket in self.plan.buckets]
+        scale = getattr(self.optimizer, "grad_scale", None)
+        if isinstance(scale, Tensor):  # a fused optimizer unscales inside its kernel; a loss scaler says so here
+            sums.unscale(row, scale)
         self._pending = HostRow(
-            self._position(self.steps_seen),
+            self._position(self),
             time.time(),
-            [hyperparameters(group) for group in self.optimizer.param_groups],
+            [hyperparameters(group, self.direction) for group in self.optimizer.param_groups],
         )
 
     @torch.no_grad()
@@ -170,6 +181,9 @@ class OptimizerTap:
             sums.after_step(bucket, row, copy)
         if self.direction.second_moment is not None:
             pending.optimizer_step = self._second_moments(row, self.direction.second_moment)
+        found_inf = getattr(self.optimizer, "found_inf", None)
+        if isinstance(found_inf, Tensor):  # ... and skips the step inside it
+            sums.forget_if(row, found_inf)
         self._ring.commit(pending)
 
     def _second_moments(self, row: Tensor, key: Callable[[dict[str, Any]], str]) -> Tensor:
@@ -183,18 +197,18 @@ class OptimizerTap:
             sums.second_moment(bucket, row, moments)
             counts += [s.get("step") for s in states]
         # Adam keeps its counts on the host, capturable and fused variants on the device: they are only copied here.
-        home = next((count.device for count in counts if isinstance(count, Tensor)), None)
-        return torch.stack(
-            [torch.as_tensor(torch.nan if c is None else c, dtype=torch.float32, device=home) for c in counts]
-        )
+        known = [count for count in counts if isinstance(count, Tensor)]
+        if not known:
+            return torch.full((len(counts),), torch.nan, device="cpu")
+        unknown = torch.full((), torch.nan, device=known[0].device)
+        return torch.stack([(count if isinstance(count, Tensor) else unknown).to(torch.float32) for count in counts])
 
     def _prepare(self) -> Tensor:
         """The ring's next row, after a new plan or a flush where one is due."""
-        signature = tuple(len(group["params"]) for group in self.optimizer.param_groups)
-        if self.plan is None or signature != self._signature:
+        if self.stale:
             if self.plan is not None:
                 self._flush()
-            self.plan, self._signature = self._make_plan(self.optimizer), signature
+            self.plan, self._signature = self._make_plan(self.optimizer), self._parameters()
             columns = len(COLUMNS) if self.direction.has_second_moment else len(COLUMNS) - 2
             dtype = sums.accumulation_dtype(self.plan.device)
             rows = capacity(self._budget_mb, columns, self.plan.segments, self._rows, dtype)

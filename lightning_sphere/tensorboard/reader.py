@@ -38,6 +38,9 @@ class RunRecord:
     """What discovery said of each parameter, as ``Discovery.table()`` gives it."""
     invariant: tuple[bool, ...]
     """Per layer: whether a normalization follows."""
+    cuts: tuple[tuple[int, int], ...]
+    """Per layer: axis along which its weight is cut into groups, and into how many equal blocks; also for layers that
+    are not invariant, of which ``groups`` says nothing."""
 
     def __getitem__(self, quantity: str) -> npt.NDArray[np.float32]:
         """One quantity of all layers.
@@ -145,11 +148,12 @@ def _assemble(rows: list[_Row]) -> RunRecord:
     schemas = list(dict.fromkeys(id(row.schema) for row in rows))
     by_id = {id(row.schema): row.schema for row in rows}
     last = by_id[schemas[-1]]
-    layers = list(last.layers)
-    invariant = dict(zip(last.layers, last.invariant, strict=True))
-    for schema in by_id.values():
-        layers += [name for name in schema.layers if name not in invariant]
-        invariant = {**dict(zip(schema.layers, schema.invariant, strict=True)), **invariant}
+    invariant: dict[str, bool] = {}
+    cuts: dict[str, tuple[int, int]] = {}
+    for schema in by_id.values():  # the last schema has the last word
+        invariant |= dict(zip(schema.layers, schema.invariant, strict=True))
+        cuts |= dict(zip(schema.layers, schema.cuts, strict=True))
+    layers = [*last.layers, *(name for name in invariant if name not in last.layers)]
     values = np.full((len(rows), len(layers), len(last.quantities), len(last.stats)), np.nan, dtype=np.float32)
     for key in schemas:
         schema = by_id[key]
@@ -169,4 +173,5 @@ def _assemble(rows: list[_Row]) -> RunRecord:
         values=values,
         groups=last.groups,
         invariant=tuple(invariant[name] for name in layers),
+        cuts=tuple(cuts[name] for name in layers),
     )

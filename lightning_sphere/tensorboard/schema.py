@@ -26,6 +26,8 @@ class TableSchema:
     stats: tuple[str, ...]
     invariant: tuple[bool, ...]
     """Per layer: whether a normalization follows."""
+    cuts: tuple[tuple[int, int], ...]
+    """Per layer: axis along which its weight is cut into groups, and into how many equal blocks."""
     groups: tuple[Mapping[str, Any], ...] = ()
     """One mapping per parameter with two dimensions or more, as ``Discovery.table()`` gives it."""
 
@@ -42,6 +44,7 @@ class TableSchema:
             "quantities": self.quantities,
             "stats": self.stats,
             "invariant": self.invariant,
+            "cuts": self.cuts,
             "groups": [dict(group) for group in self.groups],
         }
         return json.dumps(content, separators=(",", ":")).encode()
@@ -64,6 +67,7 @@ class TableSchema:
                 quantities=tuple(raw["quantities"]),
                 stats=tuple(raw["stats"]),
                 invariant=tuple(raw["invariant"]),
+                cuts=tuple((axis, blocks) for axis, blocks in raw["cuts"]),
                 groups=tuple({key: _frozen(value) for key, value in group.items()} for group in raw["groups"]),
             )
         except (KeyError, TypeError) as error:
