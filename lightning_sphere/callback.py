@@ -155,6 +155,7 @@ class SphereMonitor(_Base):
         """Print the summary."""
         if self.tracker is not None and self._print_summary:
             with self.tracker.guard.watching("printing the summary"):
+                _end_live_display(trainer, pl_module)
                 self.tracker.summary().print(log_dir=self._log_dir)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -183,6 +184,13 @@ class SphereMonitor(_Base):
         if not sinks:
             _log.info("the Trainer has no logger: lightning_sphere shows its summary at the end and writes nothing")
         return sinks
+
+
+def _end_live_display(trainer: Any, pl_module: Any) -> None:
+    """Let Lightning's rich progress bar end now rather than a moment later: what is printed under it gets lost."""
+    bar = getattr(trainer, "progress_bar_callback", None)
+    if any(base.__name__ == "RichProgressBar" for base in type(bar).__mro__):
+        bar.teardown(trainer, pl_module, "fit")
 
 
 def logging_step(trainer: Any) -> int:
