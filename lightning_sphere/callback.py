@@ -188,7 +188,7 @@ class SphereMonitor(_Base):
 
 def _end_live_display(trainer: Any, pl_module: Any) -> None:
     """Let Lightning's rich progress bar end now rather than a moment later: what is printed under it gets lost."""
-    bar = getattr(trainer, "progress_bar_callback", None)
+    bar: Any = getattr(trainer, "progress_bar_callback", None)
     if any(base.__name__ == "RichProgressBar" for base in type(bar).__mro__):
         bar.teardown(trainer, pl_module, "fit")
 

@@ -21,7 +21,8 @@ class Shown(LitNet):
         self.log("validation_loss_of_a_long_name", 1.0, prog_bar=True)  # the bar is three lines high
 
 logger = TensorBoardLogger({folder!r}, name="", version="")
-trainer = quiet_trainer({folder!r}, logger=logger, callbacks=[SphereMonitor(strict=True){bar}], enable_progress_bar=True)
+callbacks = [SphereMonitor(strict=True), {bar}()]
+trainer = quiet_trainer({folder!r}, logger=logger, callbacks=callbacks, enable_progress_bar=True)
 trainer.fit(Shown(), loader(count=320), loader(count=64))
 """
 
@@ -52,7 +53,7 @@ def screen_after(program: str) -> list[str]:
 
 @pytest.mark.parametrize("bar", ["RichProgressBar", "TQDMProgressBar"])
 def test_the_whole_summary_is_seen_under_the_progress_bar(tmp_path: Path, bar: str) -> None:
-    program = PROGRAM.format(folder=str(tmp_path), bar=f", {bar}()")
+    program = PROGRAM.format(folder=str(tmp_path), bar=bar)
     program = f"from pytorch_lightning.callbacks import {bar}\n{program}"
     lines = screen_after(program)
     text = "\n".join(lines)
@@ -60,4 +61,4 @@ def test_the_whole_summary_is_seen_under_the_progress_bar(tmp_path: Path, bar: s
     for layer in ("net.0", "net.3", "net.9"):
         assert sum(line.startswith(f"{layer} ") for line in lines) == 1, text
     assert "Open the curves:" in text, text
-    assert text.rindex("Epoch 0") < text.index("lightning_sphere:") < text.index("Open the curves:"), text
+    assert text.rfind("Epoch 0") < text.index("lightning_sphere:") < text.index("Open the curves:"), text
