@@ -12,7 +12,6 @@ import argparse
 from pathlib import Path
 
 import torch
-from lightning_sphere import SphereMonitor
 from pytorch_lightning import LightningModule, Trainer, seed_everything
 from pytorch_lightning.loggers import TensorBoardLogger
 from sklearn.datasets import load_digits
@@ -20,6 +19,8 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_sphere import SphereMonitor
 
 LEARNING_RATES = {"sgd": 0.1, "adam": 3e-3, "adamw": 3e-3}
 

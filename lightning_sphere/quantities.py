@@ -140,3 +140,12 @@ CORE: tuple[Quantity, ...] = (
 
 QUANTITIES: dict[str, Quantity] = {quantity.name: quantity for quantity in CORE}
 """All quantities by name, in recorded order."""
+
+
+def markdown_table() -> str:
+    """The table of quantities as the README shows it (a test holds them equal)."""
+    rows = ["| quantity | unit | definition | what it tells |", "|---|---|---|---|"]
+    for quantity in CORE:
+        equation = quantity.equation.replace("|", "\\|")
+        rows.append(f"| `{quantity.name}` | {quantity.unit or '-'} | `{equation}` | {quantity.meaning} |")
+    return "\n".join(rows)

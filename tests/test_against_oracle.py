@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning_sphere import SphereTracker, read_run
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from lightning_sphere import SphereTracker, read_run
 from nets import FIRST, LAST, SECOND, batches, conv_net
 from oracle import Watch, assert_recorded, cut_of, layer_index, layer_table
 

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lightning_sphere import RunRecord, SphereMonitor, read_run
-from lightning_sphere.quantities import QUANTITIES
 from playwright.sync_api import Page, expect, sync_playwright
 from pytorch_lightning.loggers import TensorBoardLogger
 
+from lightning_sphere import RunRecord, SphereMonitor, read_run
+from lightning_sphere.quantities import QUANTITIES
 from lit import LitNet, loader, quiet_trainer
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning_sphere.discovery import Discovery, discover, interpret, merge
-from lightning_sphere.discovery.partition import Partition
 from torch import Tensor, nn
 
+from lightning_sphere.discovery import Discovery, discover, interpret, merge
+from lightning_sphere.discovery.partition import Partition
 from test_discovery_rules import EXPECTED, loss_of, prepare
 
 

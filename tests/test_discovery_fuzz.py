@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
-from lightning_sphere.discovery import discover
 from torch import Tensor, nn
 
+from lightning_sphere.discovery import discover
 from test_discovery_rules import Net, loss_of, prepare, relative_change, worst_claim
 
 Step = Callable[[Tensor], Tensor]

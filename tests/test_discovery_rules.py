@@ -7,9 +7,10 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning_sphere.discovery import Discovery, discover
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from lightning_sphere.discovery import Discovery, discover
 
 EPS = 1e-30
 

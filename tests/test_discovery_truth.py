@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning_sphere.discovery import Discovery, discover
 from torch import Tensor, nn
+
+from lightning_sphere.discovery import Discovery, discover
 
 ROWS: dict[str, list[dict[str, str]]] = defaultdict(list)
 with (Path(__file__).parent / "data" / "invariance.csv").open() as file:

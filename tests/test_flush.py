@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from lightning_sphere import SphereMonitor, SphereTracker, read_run
 from pytorch_lightning import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch.nn.functional import cross_entropy
 
+from lightning_sphere import SphereMonitor, SphereTracker, read_run
 from lit import LitNet, loader, quiet_trainer
 from nets import batches, conv_net
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+
 from lightning_sphere import geometry
 from lightning_sphere.geometry import InnerProducts
 from lightning_sphere.quantities import CORE, QUANTITIES
-from torch import Tensor
 
 SETTINGS = settings(deadline=None, max_examples=200, derandomize=True)
 

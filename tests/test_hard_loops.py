@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning_sphere import SphereMonitor, SphereTracker, read_run
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import BaseFinetuning
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -16,6 +15,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import SGD, AdamW, Optimizer
 from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_sphere import SphereMonitor, SphereTracker, read_run
 from nets import FIRST, LAST, SECOND, batches, conv_net, digits
 from oracle import Watch, assert_recorded, layer_index
 

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning_sphere import SphereTracker, read_run
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import ExponentialLR
 
+from lightning_sphere import SphereTracker, read_run
 from nets import FIRST, LAST, SECOND, batches, conv_net
 from oracle import Watch, assert_recorded, layer_index
 

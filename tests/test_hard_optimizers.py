@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning_sphere import SphereTracker, read_run
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import LBFGS, SGD, Adafactor, Adam, AdamW, Optimizer
 
+from lightning_sphere import SphereTracker, read_run
 from nets import FIRST, LAST, SECOND, batches, conv_net
 from oracle import Watch, assert_recorded, layer_index
 

@@ -7,8 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import lightning_sphere
 import pytest
+
+import lightning_sphere
 
 PACKAGE = Path(lightning_sphere.__file__).parent
 

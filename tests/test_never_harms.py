@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning_sphere import SphereMonitor, SphereTracker
-from lightning_sphere.guard import SphereWarning
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor, nn
@@ -19,6 +17,8 @@ from torch.nn.functional import cross_entropy
 from torch.optim import SGD, AdamW, Optimizer
 from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_sphere import SphereMonitor, SphereTracker
+from lightning_sphere.guard import SphereWarning
 from nets import batches, conv_net, digits
 
 FACTORIES: dict[str, Callable[..., Optimizer]] = {

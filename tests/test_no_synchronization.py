@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed
-from lightning_sphere import SphereTracker
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lightning_sphere import SphereTracker
 from nets import batches, conv_net
 
 READING_OPERATIONS = (

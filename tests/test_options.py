@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from lightning_sphere import SphereMonitor, SphereTracker
 from torch.utils.tensorboard import SummaryWriter
 
+from lightning_sphere import SphereMonitor, SphereTracker
 from lit import LitNet, loader, quiet_trainer
 from nets import conv_net
 

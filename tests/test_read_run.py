@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torch.utils.tensorboard import SummaryWriter
+
 from lightning_sphere import read_run
 from lightning_sphere.quantities import STATS
 from lightning_sphere.recording import Recording
 from lightning_sphere.tensorboard.schema import TableSchema
 from lightning_sphere.tensorboard.writer import TensorBoardSink
-from torch.utils.tensorboard import SummaryWriter
 
 SCHEMA = TableSchema(
     layers=("stem", "head"),

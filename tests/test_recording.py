@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from lightning_sphere.quantities import STATS
 from lightning_sphere.recording import MEDIAN, Recording, merge, summary_scalars
 from lightning_sphere.tensorboard.schema import TableSchema

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from lightning_sphere.groups import GroupPart, ScaleGroup
 from lightning_sphere.statistics import per_layer, rms, spread
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning_sphere import SphereTracker, read_run
-from lightning_sphere.summary import LayerSummary, RunSummary, tensorboard_command
 from rich.console import Console
 from torch.nn.functional import cross_entropy
 
+from lightning_sphere import SphereTracker, read_run
+from lightning_sphere.summary import LayerSummary, RunSummary, tensorboard_command
 from nets import batches, conv_net
 
 

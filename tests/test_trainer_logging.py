@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lightning_sphere import SphereMonitor, read_run
-from lightning_sphere.quantities import QUANTITIES
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.loggers.logger import Logger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lightning_sphere import SphereMonitor, read_run
+from lightning_sphere.quantities import QUANTITIES
 from lit import LitNet, loader, quiet_trainer
 
 

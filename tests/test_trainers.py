@@ -8,7 +8,6 @@ from typing import Any
 import lightning.pytorch
 import numpy as np
 import torch
-from lightning_sphere import SphereMonitor, SphereTracker, read_run
 from pytorch_lightning import LightningModule
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.plugins.precision import MixedPrecision
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
 
+from lightning_sphere import SphereMonitor, SphereTracker, read_run
 from lit import LitNet, loader, quiet_trainer
 from nets import conv_net, digits
 
