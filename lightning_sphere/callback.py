@@ -95,16 +95,18 @@ class SphereMonitor(_Base):
         self._print_summary = print_summary
         self._log_dir: str | None = None
         self.tracker: SphereTracker | None = None
-        """Measures the fit under way, or the last one; ``None`` before, and on ranks other than 0."""
+        """Measures the fit under way, or the last one; ``None`` before, in copies, and on ranks other than 0."""
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Check the names that only the model can confirm."""
+        """Check what only model and Trainer can confirm."""
         self._options.check_names(known_names(pl_module))
+        if sum(isinstance(callback, SphereMonitor) for callback in trainer.callbacks) > 1:
+            raise ValueError("the Trainer's callbacks hold several SphereMonitors, which would write the same curves")
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Attach to the optimizers; with several processes the first one measures, since all hold the same weights."""
         self.tracker = None
-        if not trainer.is_global_zero:
+        if not trainer.is_global_zero or not trainer.optimizers:
             return
         steps = trainer.log_every_n_steps or UNLOGGED_ROWS
         with Guard(strict=self._options.strict).watching("starting"):
@@ -161,6 +163,10 @@ class SphereMonitor(_Base):
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Make sure that nothing stays attached, whatever way the fit ended."""
         self._close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles (for processes to be spawned) start afresh."""
+        return {**self.__dict__, "tracker": None}
 
     def _close(self) -> None:
         if self.tracker is not None:

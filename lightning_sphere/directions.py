@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
@@ -88,8 +87,7 @@ def adam_divisor_square(
         size: entries per group.
 
     Returns:
-        float64 of the broadcast shape; NaN where ``v`` is still zero everywhere, since no gradient has set a scale.
+        float64 of the broadcast shape.
     """
     correction = 1.0 - beta2**step
-    square = v_sum / correction + 2.0 * eps * v_sqrt_sum / correction.sqrt() + size * eps * eps
-    return torch.where(v_sum > 0, square, torch.nan)
+    return v_sum / correction + 2.0 * eps * v_sqrt_sum / correction.sqrt() + size * eps * eps

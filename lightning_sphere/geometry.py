@@ -103,8 +103,8 @@ def radial_fraction(s: InnerProducts) -> PerGroup:
 
 
 def radius_growth(s: InnerProducts) -> PerGroup:
-    """``log(r'/r)``, through ``log1p`` because a step changes the norm by little."""
-    return 0.5 * torch.log1p((2.0 * s.xd + s.dd) / s.xx)
+    """``log(r'/r)``, through ``log1p`` because a step changes the norm by little; NaN for a weight that was zero."""
+    return torch.where(s.xx > 0, 0.5 * torch.log1p((2.0 * s.xd + s.dd) / s.xx), torch.nan)
 
 
 def invariance_residual(s: InnerProducts) -> PerGroup:

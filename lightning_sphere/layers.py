@@ -12,11 +12,12 @@ from torch.optim import Optimizer
 from lightning_sphere.discovery import Discovery, discover, merge
 from lightning_sphere.discovery.plain import undiscovered
 from lightning_sphere.groups import ScaleGroup
+from lightning_sphere.guard import warn
 from lightning_sphere.measurement.plan import Plan
 from lightning_sphere.options import Options
 
-LOSSES_TO_READ = 16
-"""How many losses are read before an optimizer's first step: under gradient accumulation all of them look alike."""
+PATIENCE = 3
+"""After how many losses in a row that show nothing new no more are read: under gradient accumulation all look alike."""
 
 
 class KnownLayers:
@@ -35,12 +36,17 @@ class KnownLayers:
         self.discovery: Discovery | None = None
         self.loss_given = False
         self._model, self._options = model, options
-        self._losses_to_read = LOSSES_TO_READ
+        self._uninformative = 0
 
     @property
     def worth_reading(self) -> bool:
         """Whether another loss may still tell something new."""
-        return self._losses_to_read > 0
+        return self._uninformative < PATIENCE
+
+    def incomplete(self, plan: Plan | None) -> bool:
+        """Whether a plan holds weights that no loss has reached yet: those of a network that joins late."""
+        reached = self.discovery.reached if self.discovery is not None else frozenset()
+        return plan is not None and any(layer.parameter not in reached for layer in plan.layers)
 
     def read(self, loss: Any, *, given: bool) -> None:
         """Add what one loss shows; a weight that any of them shows to vary is not invariant.
@@ -51,19 +57,24 @@ class KnownLayers:
         """
         if given and not self.loss_given:
             self.loss_given, self.discovery = True, None
-        self._losses_to_read -= 1
         known, found = self.discovery, discover(loss, self._model)
-        same_model = known is not None and known.order == found.order
-        self.discovery = merge([known, found]) if known is not None and same_model else found
+        self.discovery = merge([known, found]) if known is not None and _same_model(known, found) else found
+        self._uninformative = self._uninformative + 1 if self.discovery == known else 0
+        if known is None:
+            _tell_if_unreadable(found)
 
     def plan(self, optimizer: Optimizer) -> Plan:
         """Lay out the measurement of an optimizer: the selected layers whose weight it steps."""
-        self._losses_to_read = LOSSES_TO_READ
+        self._uninformative = 0
         return Plan(self.of(optimizer), dict(self._model.named_parameters()), _param_groups(self._model, optimizer))
 
     def of(self, optimizer: Optimizer) -> list[ScaleGroup]:
         """The selected layers whose weight an optimizer steps, in the model's order."""
         if self.discovery is None:
+            warn(
+                "no loss was seen before the first optimizer step, so no weight is known to be scale-invariant; "
+                "call discover(loss) of the SphereTracker before backward"
+            )
             self.discovery = undiscovered(self._model)
         parameters = dict(self._model.named_parameters())
         param_group = _param_groups(self._model, optimizer)
@@ -89,6 +100,19 @@ class KnownLayers:
         discovery = self.discovery or Discovery()
         by_parameter = {layer.parameter: layer.name for layer in (*discovery.layers, *discovery.frozen)}
         return [by_parameter[name] for name in discovery.order if name in by_parameter]
+
+
+def _same_model(one: Discovery, other: Discovery) -> bool:
+    """Whether two discoveries speak of the same parameters: a replaced layer may keep its name."""
+    shapes = [{layer.parameter: layer.shape for layer in (*d.layers, *d.frozen)} for d in (one, other)]
+    return one.order == other.order and shapes[0] == shapes[1]
+
+
+def _tell_if_unreadable(found: Discovery) -> None:
+    """Say so where a graph could not be read, as that of a compiled model: not invariant then means not known."""
+    unreadable = next((layer.reason for layer in found.layers if layer.reason.startswith("unknown operation")), None)
+    if unreadable is not None and not found.groups:
+        warn(f"no weight is known to be scale-invariant, because the loss's graph could not be read: {unreadable}")
 
 
 def known_names(model: nn.Module) -> set[str]:

@@ -69,7 +69,7 @@ class RunSummary:
             width: columns of the terminal.
         """
         if not self.layers:
-            return Text("lightning_sphere recorded no optimizer step.")
+            return Text("lightning_sphere measured nothing: no optimizer step, or no selected weight.")
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
         for heading in ("layer", "shape", "kind"):
             table.add_column(heading, no_wrap=True)

@@ -19,11 +19,13 @@ from lightning_sphere.directions import direction_of
 from lightning_sphere.discovery import Discovery
 from lightning_sphere.discovery.graph import tensors_in
 from lightning_sphere.geometry import evaluate
+from lightning_sphere.groups import ScaleGroup
 from lightning_sphere.guard import Guard
 from lightning_sphere.layers import KnownLayers, known_names
 from lightning_sphere.measurement.collect import inner_products
 from lightning_sphere.measurement.tap import OptimizerTap
 from lightning_sphere.options import Options, check_count
+from lightning_sphere.outputs import OutputsHook
 from lightning_sphere.quantities import CORE, STATS
 from lightning_sphere.recording import Recording, Sink, merge, summary_scalars
 from lightning_sphere.signals import exit_on_sigterm
@@ -100,10 +102,13 @@ class SphereTracker:
             strict=strict,
         )
         check_count("flush_every_n_steps", flush_every_n_steps)
-        optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+        optimizers: list[Any] = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
         for item in optimizers:
             if not isinstance(item, Optimizer):
-                raise TypeError(f"optimizer takes a torch.optim.Optimizer or a sequence of them, got {item!r}")
+                got = type(item).__name__
+                raise TypeError(f"optimizer takes a torch.optim.Optimizer or a sequence of them, got {got}")
+        if not optimizers:
+            raise ValueError("optimizer takes at least one torch.optim.Optimizer, got none")
         if log_dir is not None and writer is not None:
             raise ValueError("log_dir and writer both say where to write: give one of them")
         if writer is not None and file_writer_of(writer) is None:
@@ -118,6 +123,8 @@ class SphereTracker:
         """Contains failures of this tracker and of those who drive it."""
         self._layers = KnownLayers(model, self.options)
         self._expected: list[Optimizer] = []
+        self._at: int | None = None
+        self._measured: dict[str, ScaleGroup] = {}
         self._forward_hook: RemovableHandle | None = None
         self._restore_signal: Callable[[], None] = lambda: None
         self._taps = [
@@ -126,6 +133,7 @@ class SphereTracker:
                 make_plan=self._layers.plan,
                 position=self._latest if position is None else (lambda tap: position(tap.steps_seen)),
                 flush=self.flush,
+                before=self._before_step,
                 after=self._after_step,
                 guard=self.guard,
                 every_n_steps=every_n_steps,
@@ -141,7 +149,7 @@ class SphereTracker:
         """Start measuring."""
         self._restore_signal = exit_on_sigterm()
         self.start()
-        self._forward_hook = self.model.register_forward_hook(self._discover_from_outputs)
+        self._forward_hook = self.model.register_forward_hook(OutputsHook(self._discover_from_outputs))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -171,6 +179,8 @@ class SphereTracker:
         for tap in self._taps:
             tap.detach()
         self.flush()
+        for tap in self._taps:
+            tap.release()
         for sink in self._sinks:
             with self.guard.watching("closing the log"):
                 sink.close()
@@ -201,12 +211,14 @@ class SphereTracker:
 
     @property
     def wants_loss(self) -> bool:
-        """Whether a loss may still tell something: an optimizer has not stepped yet, or has got new parameters."""
-        return self.guard.failure is None and self._layers.worth_reading and any(tap.stale for tap in self._taps)
+        """Whether a loss may tell something: an optimizer is about to step for the first time, or has new weights."""
+        if self.guard.failure is not None or not self._layers.worth_reading:
+            return False
+        return any(tap.stale or self._layers.incomplete(tap.plan) for tap in self._taps)
 
-    def _discover_from_outputs(self, module: nn.Module, _: Any, outputs: Any) -> None:
-        """Forward hook: outputs in training stand for the loss that will read them, where no loss is given."""
-        if module.training and not self._layers.loss_given and self.wants_loss:
+    def _discover_from_outputs(self, outputs: Any) -> None:
+        """Outputs in training stand for the loss that will read them, where no loss is given."""
+        if not self._layers.loss_given and self.wants_loss:
             with self.guard.watching("looking at the model's outputs"):
                 if any(tensor.requires_grad for tensor in tensors_in(outputs)):
                     self._read(outputs, given=False)
@@ -220,6 +232,8 @@ class SphereTracker:
     def settle_step(self) -> None:
         """Record an expected step that had no arithmetic (a loss scaler skipped it) as skipped."""
         expected, self._expected = self._expected, []
+        if self.guard.failure is not None:
+            return
         for optimizer in expected:
             for tap in self._taps:
                 if tap.optimizer is optimizer:
@@ -228,11 +242,15 @@ class SphereTracker:
     def _latest(self, tap: OptimizerTap) -> int:
         return max(tap.steps_seen, *(other.steps_seen - 1 for other in self._taps))
 
+    def _before_step(self, position: int) -> None:
+        if position != self._at:  # all optimizers' steps at the position before are recorded
+            self._at = position
+            if any(tap.due for tap in self._taps):
+                self.flush()
+
     def _after_step(self, tap: OptimizerTap) -> None:
         if tap.optimizer in self._expected:
             self._expected.remove(tap.optimizer)
-        if tap is self._taps[-1] and any(each.full for each in self._taps):
-            self.flush()
 
     # ----------------------------------------------------------------- flush
 
@@ -257,6 +275,7 @@ class SphereTracker:
         values = evaluate(inner_products(data, host, tap.plan, tap.direction), _NAMES)
         table = per_layer(values, tap.plan.layers)
         assert self._layers.discovery is not None
+        self._measured |= {layer.name: layer for layer in tap.plan.layers}
         schema = TableSchema(
             layers=tuple(layer.name for layer in tap.plan.layers),
             quantities=_NAMES,
@@ -281,8 +300,7 @@ class SphereTracker:
 
     def summary(self) -> RunSummary:
         """One row per layer: the state at the end of what was recorded so far (call it after a flush)."""
-        layers = [layer for tap in self._taps if tap.plan is not None for layer in tap.plan.layers]
-        return summarize(self.history, layers)
+        return summarize(self.history, list(self._measured.values()))
 
     def print_summary(self) -> None:
         """Print :meth:`summary` as a table, and how to open TensorBoard."""

@@ -83,7 +83,9 @@ def test_angles_are_in_degrees() -> None:
 
 
 def test_a_run_without_steps_says_so() -> None:
-    assert rendered(RunSummary((), 0, 0), 80) == ["lightning_sphere recorded no optimizer step."]
+    assert rendered(RunSummary((), 0, 0), 80) == [
+        "lightning_sphere measured nothing: no optimizer step, or no selected weight."
+    ]
 
 
 def test_the_command_that_opens_tensorboard_is_complete_and_in_one_piece(tmp_path: Path) -> None:

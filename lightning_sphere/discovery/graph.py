@@ -86,11 +86,16 @@ def short_name(name: str) -> str:
     return re.sub(r"Backward\d*$", "", name)
 
 
+def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Names and parameters of a model, without those of lazy modules that were never used."""
+    return ((name, p) for name, p in model.named_parameters() if not nn.parameter.is_lazy(p))
+
+
 def parameters_of(model: nn.Module) -> list[Parameter]:
     """Describe the parameters in the order of ``model.named_parameters()``."""
     types = {name: type(module).__name__ for name, module in model.named_modules(remove_duplicate=False)}
     result = []
-    for name, parameter in model.named_parameters():
+    for name, parameter in named_parameters(model):
         owner = re.sub(r"(^|\.)parametrizations\.[^.]+$", "", name.rpartition(".")[0])
         kind = types.get(owner, "").removeprefix("Parametrized")
         result.append(Parameter(name, tuple(parameter.shape), owner, kind, parameter.requires_grad))
@@ -107,7 +112,7 @@ def read_graph(outputs: Iterable[Tensor], model: nn.Module) -> Graph:
     Returns:
         The graph; leaves that are no parameters of the model count as data.
     """
-    numbers = {id(parameter): number for number, (_, parameter) in enumerate(model.named_parameters())}
+    numbers = {id(parameter): number for number, (_, parameter) in enumerate(named_parameters(model))}
     graph = Graph()
     positions: dict[Any, int] = {}
     roots: list[tuple[Any, int]] = []

@@ -41,14 +41,18 @@ def positively_homogeneous(ctx: Context) -> Value | Sequence[Value]:
     if ctx.name.startswith("Clamp"):
         if ctx.graph.names[ctx.position] not in _CLAMPS_BY_NUMBERS:
             return not_homogeneous(ctx)
-        bounds = [ctx.saved(name) for name in ("min", "max")]
-        if any(bound for bound in bounds) and not value.statistic:
+        low, high = ctx.saved("min"), ctx.saved("max")
+        stabilizes = value.statistic and not high and 0 < (low or 0) <= SMALL
+        if (low or high) and not stabilizes:
             return not_homogeneous(ctx)
     for slope in ctx.inputs[1:]:
         ctx.zero(slope)
-    value = ctx.settle(value, forgive=True)
+    value = ctx.settle(value)
     return ctx.passed(value, LABELS[ctx.name]) if ctx.name in LABELS else value
 
+
+SMALL = 1e-3
+"""A statistic clamped from below by at most this is taken for one that is kept away from zero."""
 
 _CLAMPS_BY_NUMBERS = ("ClampMinBackward0", "ClampMaxBackward0", "ClampBackward1")
 """The other variants clamp by tensors, which must not be unpacked."""

@@ -26,23 +26,24 @@ def inner_products(data: Tensor, host: list[HostRow], plan: Plan, direction: Dir
     column = {name: data[:, index] for index, name in enumerate(COLUMNS[: data.shape[1]])}
     lr, beta2, eps = _hyperparameters(host, plan)
     size = plan.size_of_segment
-    if direction.has_second_moment:
-        count = _optimizer_steps(host, plan)
-        bb = adam_divisor_square(column["v"], column["sqrt_v"], count, beta2, eps, size)
-    else:
-        bb = size.expand_as(column["xx"])
 
     def per_group(sums: Tensor) -> Tensor:
         total = sums.new_zeros(*sums.shape[:-1], plan.first_group[-1])
         return total.index_add_(-1, plan.group_of_segment, sums)
 
+    if direction.has_second_moment:
+        count = _optimizer_steps(host, plan)
+        bb = per_group(adam_divisor_square(column["v"], column["sqrt_v"], count, beta2, eps, size))
+        bb = torch.where(per_group(column["v"]) > 0, bb, torch.nan)  # no gradient has set a scale yet
+    else:
+        bb = per_group(size.expand_as(column["xx"]))
     return InnerProducts(
         xx=per_group(column["xx"]),
         xd=per_group(column["xd"]),
         dd=per_group(column["dd"]),
         gx=per_group(column["gx"]),
         gg=per_group(column["gg"]),
-        bb=per_group(bb),
+        bb=bb,
         lr=_common(lr, plan),
         size=per_group(size),
     )

@@ -1,8 +1,9 @@
-"""Where each number of the hot path goes: tensors -> segments -> groups.
+"""Where each number of the hot path goes: tensors -> pieces -> segments -> groups.
 
-A *segment* is one block of one tensor. Tensors whose segments have the same length share a *bucket*, so that a whole
-bucket is one matrix ``[rows, length]`` and costs a handful of operations whatever the number of layers. The ring
-stores sums per segment; adding the segments of a joint group (a weight and its bias) waits until the flush.
+A tensor is seen as a matrix of one row per block. It is cut into *pieces* that fit into the cache; a row of a piece
+is a *segment*, for which the ring stores sums. Pieces of one width share a *bucket*, so that a bucket is one matrix and
+costs a handful of operations, whatever the number of layers and filters. Adding up the segments of a group (the parts
+of a long row, a weight and its bias) waits until the flush.
 """
 
 from __future__ import annotations
@@ -16,8 +17,11 @@ from torch import Tensor, nn
 
 from lightning_sphere.groups import ScaleGroup
 
-CHUNK_ELEMENTS = 1 << 18
-"""Elements of a bucket at most, unless one tensor has more: temporaries in float64 then stay in the CPU's cache."""
+CHUNK_ELEMENTS = {"cpu": 1 << 17}
+"""Elements of a bucket at most, by type of device: on the CPU the float64 temporaries then stay in the cache."""
+
+CHUNK_ELEMENTS_ELSEWHERE = 1 << 22
+"""The same for accelerators, where few launches count more."""
 
 _HOST = torch.device("cpu")
 """Where the index tables for the flush live, whatever the user's default device is."""
@@ -25,7 +29,7 @@ _HOST = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Slot:
-    """One tensor cut into segments."""
+    """One tensor, cut into blocks."""
 
     parameter: nn.Parameter
     param_group: int
@@ -35,6 +39,11 @@ class Slot:
     layer: int
     """Index into the plan's layers."""
 
+    @property
+    def length(self) -> int:
+        """Elements per block."""
+        return self.parameter.numel() // self.blocks
+
     def as_rows(self, tensor: Tensor) -> Tensor:
         """View (or copy, where strides forbid a view) a tensor shaped like the parameter as ``[blocks, length]``."""
         if self.axis:
@@ -43,27 +52,41 @@ class Slot:
 
 
 @dataclass(frozen=True)
-class Bucket:
-    """Tensors whose segments have one length, on one device and of one dtype."""
+class Piece:
+    """A rectangle of one tensor's matrix ``[blocks, length]``."""
 
-    slots: tuple[Slot, ...]
+    slot: int
+    """Index into the plan's slots."""
+    rows: range
+    columns: range
+
+    def of(self, matrix: Tensor) -> Tensor:
+        """The piece of a matrix ``[blocks, length]``, as a view."""
+        if len(self.rows) < matrix.shape[0]:
+            matrix = matrix[self.rows.start : self.rows.stop]
+        if len(self.columns) < matrix.shape[1]:
+            matrix = matrix[:, self.columns.start : self.columns.stop]
+        return matrix
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Pieces of one width, of tensors of one dtype."""
+
+    pieces: tuple[Piece, ...]
     start: int
     """First segment of the bucket in the ring's order."""
+    dtype: torch.dtype
 
     @cached_property
-    def rows(self) -> int:
-        """Segments in the bucket."""
-        return sum(slot.blocks for slot in self.slots)
+    def shape(self) -> tuple[int, int]:
+        """Segments, and elements per segment."""
+        return sum(len(piece.rows) for piece in self.pieces), len(self.pieces[0].columns)
 
     @cached_property
-    def length(self) -> int:
-        """Elements per segment."""
-        return self.slots[0].parameter.numel() // self.slots[0].blocks
-
-    @property
-    def stop(self) -> int:
-        """One past the bucket's last segment."""
-        return self.start + self.rows
+    def span(self) -> slice:
+        """The bucket's segments in the ring's order."""
+        return slice(self.start, self.start + self.shape[0])
 
 
 class Plan:
@@ -76,7 +99,10 @@ class Plan:
 
     Attributes:
         layers: as given.
+        slots: the tensors, in the layers' order.
         buckets: in the ring's order.
+        pieces: those of all buckets, in the ring's order.
+        segments: how many there are.
         device: where the sums are stored; all parameters live there.
     """
 
@@ -84,15 +110,15 @@ class Plan:
         self, layers: Sequence[ScaleGroup], parameters: Mapping[str, nn.Parameter], param_group: Mapping[str, int]
     ) -> None:
         self.layers = tuple(layers)
-        slots = [
+        self.slots = tuple(
             Slot(parameters[part.parameter], param_group[part.parameter], part.axis, layer.blocks, index)
             for index, layer in enumerate(self.layers)
             for part in layer.parts
-        ]
-        self.buckets = _buckets(slots)
-        self.slots = tuple(slot for bucket in self.buckets for slot in bucket.slots)
-        self.segments = self.buckets[-1].stop if self.buckets else 0
+        )
         self.device = self.slots[0].parameter.device if self.slots else _HOST
+        self.buckets = _buckets(self.slots, CHUNK_ELEMENTS.get(self.device.type, CHUNK_ELEMENTS_ELSEWHERE))
+        self.pieces = tuple(piece for bucket in self.buckets for piece in bucket.pieces)
+        self.segments = self.buckets[-1].span.stop if self.buckets else 0
 
     @cached_property
     def first_group(self) -> tuple[int, ...]:
@@ -105,12 +131,14 @@ class Plan:
     @cached_property
     def group_of_segment(self) -> Tensor:
         """int64 ``[segments]``: the group that a segment's sums belong to."""
-        return _cat([torch.arange(slot.blocks, device=_HOST) + self.first_group[slot.layer] for slot in self.slots])
+        return _cat(
+            [torch.tensor(p.rows, device=_HOST) + self.first_group[self.slots[p.slot].layer] for p in self.pieces]
+        )
 
     @cached_property
     def slot_of_segment(self) -> Tensor:
         """int64 ``[segments]``: index of the segment's tensor in :attr:`slots`."""
-        return _cat([torch.full((slot.blocks,), index, device=_HOST) for index, slot in enumerate(self.slots)])
+        return _cat([torch.full((len(piece.rows),), piece.slot, device=_HOST) for piece in self.pieces])
 
     @cached_property
     def param_group_of_segment(self) -> Tensor:
@@ -121,36 +149,42 @@ class Plan:
     @cached_property
     def size_of_segment(self) -> Tensor:
         """float64 ``[segments]``: elements of the segment."""
-        sizes = [slot.parameter.numel() // slot.blocks for slot in self.slots]
-        return torch.tensor(sizes, dtype=torch.float64, device=_HOST)[self.slot_of_segment]
+        return _cat(
+            [torch.full((len(piece.rows),), len(piece.columns), device=_HOST) for piece in self.pieces]
+        ).double()
 
 
 def _cat(tensors: list[Tensor]) -> Tensor:
     return torch.cat(tensors) if tensors else torch.empty(0, dtype=torch.int64, device=_HOST)
 
 
-def _buckets(slots: Sequence[Slot]) -> tuple[Bucket, ...]:
-    """Sort slots by segment length and dtype and device, and cut them where a bucket would outgrow the cache."""
-    by_kind: dict[tuple[int, torch.dtype, torch.device], list[Slot]] = {}
-    for slot in slots:
-        length = slot.parameter.numel() // slot.blocks
-        by_kind.setdefault((length, slot.parameter.dtype, slot.parameter.device), []).append(slot)
+def _cut(total: int, size: int) -> Iterator[range]:
+    """Consecutive ranges of at most ``size`` that cover ``range(total)``."""
+    for start in range(0, total, size):
+        yield range(start, min(start + size, total))
+
+
+def _buckets(slots: Sequence[Slot], limit: int) -> tuple[Bucket, ...]:
+    """Cut tensors into pieces of at most ``limit`` elements, and put pieces of one width and dtype together."""
+    by_kind: dict[tuple[int, torch.dtype], list[Piece]] = {}
+    for index, slot in enumerate(slots):
+        for columns in _cut(slot.length, limit):
+            for rows in _cut(slot.blocks, max(1, limit // len(columns))):
+                kind = len(columns), slot.parameter.dtype
+                by_kind.setdefault(kind, []).append(Piece(index, rows, columns))
     buckets: list[Bucket] = []
-    for kind in by_kind.values():
-        for chunk in _chunks(kind):
-            buckets.append(Bucket(chunk, buckets[-1].stop if buckets else 0))
+    for (width, dtype), pieces in by_kind.items():
+        for together in _fill(pieces, max(1, limit // width)):
+            buckets.append(Bucket(together, buckets[-1].span.stop if buckets else 0, dtype))
     return tuple(buckets)
 
 
-def _chunks(slots: Sequence[Slot]) -> Iterator[tuple[Slot, ...]]:
-    """Consecutive slots of together at most :data:`CHUNK_ELEMENTS`, or one that has more."""
-    chunk: list[Slot] = []
-    elements = 0
-    for slot in slots:
-        size = slot.parameter.numel()
-        if chunk and elements + size > CHUNK_ELEMENTS:
+def _fill(pieces: Sequence[Piece], rows: int) -> Iterator[tuple[Piece, ...]]:
+    """Consecutive pieces of together at most so many rows."""
+    chunk: list[Piece] = []
+    for piece in pieces:
+        if chunk and sum(len(other.rows) for other in chunk) + len(piece.rows) > rows:
             yield tuple(chunk)
-            chunk, elements = [], 0
-        chunk.append(slot)
-        elements += size
+            chunk = []
+        chunk.append(piece)
     yield tuple(chunk)

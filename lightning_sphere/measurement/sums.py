@@ -1,6 +1,6 @@
-"""The inner products of one bucket, in plain torch operations: the reference path, for every device.
+"""The inner products of one step, in plain torch operations: the reference path, for every device.
 
-Each product is formed and added in float64: ``<x, D>`` and ``<g, x>`` are sums of large terms that nearly cancel, and
+Products are formed and added in float64: ``<x, D>`` and ``<g, x>`` are sums of large terms that nearly cancel, and
 ``|D_perp|^2`` is a difference of such sums. (Devices without float64, such as MPS, use float32.)
 """
 
@@ -11,12 +11,36 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_sphere.measurement.plan import Bucket, Slot
+from lightning_sphere.measurement.plan import Bucket, Plan, Slot
 
 
 def accumulation_dtype(device: torch.device) -> torch.dtype:
     """float64 wherever the device has it."""
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+class Scratch:
+    """Memory for one bucket, used again for each: allocating it anew would cost more than the arithmetic.
+
+    Args:
+        plan: the largest of its buckets decides the size.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        size = max((bucket.shape[0] * bucket.shape[1] for bucket in plan.buckets), default=0)
+        dtype = accumulation_dtype(plan.device)
+        self._wide = torch.empty(2, size, dtype=dtype, device=plan.device)
+        self._narrow = torch.empty(size, dtype=torch.float32, device=plan.device)
+
+    def wide(self, number: int, bucket: Bucket) -> Tensor:
+        """Matrix number 0 or 1 of a bucket's shape, in the precision of the sums."""
+        rows, length = bucket.shape
+        return self._wide[number, : rows * length].view(rows, length)
+
+    def narrow(self, bucket: Bucket) -> Tensor:
+        """A float32 matrix of a bucket's shape."""
+        rows, length = bucket.shape
+        return self._narrow[: rows * length].view(rows, length)
 
 
 def row_dot(a: Tensor, b: Tensor, out: Tensor) -> None:
@@ -27,62 +51,76 @@ def row_dot(a: Tensor, b: Tensor, out: Tensor) -> None:
         torch.sum(a * b, dim=1, out=out)
 
 
-def gather(slots: Sequence[Slot], tensors: Sequence[Tensor | None], dtype: torch.dtype) -> Tensor:
-    """Copy the tensors of a bucket into one matrix ``[rows, length]``; NaN rows for those that are ``None``."""
-    rows = [
+def as_matrices(slots: Sequence[Slot], tensors: Sequence[Tensor | None]) -> list[Tensor]:
+    """Each tensor as ``[blocks, length]``; NaN without memory for those that are ``None``."""
+    return [
         slot.as_rows(tensor)
         if tensor is not None
-        else torch.full((), torch.nan, dtype=slot.parameter.dtype, device=slot.parameter.device).expand(
-            slot.blocks, slot.parameter.numel() // slot.blocks
-        )
+        else slot.parameter.new_full((), torch.nan).expand(slot.blocks, slot.length)
         for slot, tensor in zip(slots, tensors, strict=True)
     ]
-    first = slots[0].parameter
-    length = first.numel() // slots[0].blocks
-    out = torch.empty(sum(slot.blocks for slot in slots), length, dtype=dtype, device=first.device)
-    return torch.cat(rows, out=out)
 
 
-def _gradient(slot: Slot) -> Tensor | None:
-    gradient = slot.parameter.grad
-    return gradient.to_dense() if gradient is not None and gradient.is_sparse else gradient
+def weights(plan: Plan) -> list[Tensor]:
+    """The weights as matrices."""
+    return as_matrices(plan.slots, [slot.parameter.detach() for slot in plan.slots])
 
 
-def before_step(bucket: Bucket, row: Tensor) -> Tensor:
+def gradients(plan: Plan) -> list[Tensor]:
+    """The gradients as matrices."""
+    found = [slot.parameter.grad for slot in plan.slots]
+    return as_matrices(plan.slots, [g.to_dense() if g is not None and g.is_sparse else g for g in found])
+
+
+def gather(bucket: Bucket, matrices: Sequence[Tensor], out: Tensor) -> Tensor:
+    """Copy a bucket's pieces into one matrix, converting to its dtype."""
+    pieces = [piece.of(matrices[piece.slot]) for piece in bucket.pieces]
+    return out.copy_(pieces[0]) if len(pieces) == 1 else torch.cat(pieces, out=out)
+
+
+def before_step(plan: Plan, row: Tensor, scratch: Scratch) -> list[Tensor]:
     """Write ``xx, gx, gg`` and keep the weights.
 
     Args:
-        bucket: what to measure.
+        plan: what to measure.
         row: the ring's row, ``[columns, segments]``.
+        scratch: memory to work in.
 
     Returns:
-        Copy of the weights, ``[rows, length]`` in their own dtype.
+        Copies of the weights in their own dtype, one matrix per bucket.
     """
-    copy = gather(bucket.slots, [slot.parameter.detach() for slot in bucket.slots], bucket.slots[0].parameter.dtype)
-    x = copy.to(row.dtype)
-    g = gather(bucket.slots, [_gradient(slot) for slot in bucket.slots], row.dtype)
-    span = slice(bucket.start, bucket.stop)
-    row_dot(x, x, row[0, span])
-    row_dot(g, x, row[1, span])
-    row_dot(g, g, row[2, span])
-    return copy
+    w, g = weights(plan), gradients(plan)
+    copies = []
+    for bucket in plan.buckets:
+        copy = gather(bucket, w, torch.empty(bucket.shape, dtype=bucket.dtype, device=plan.device))
+        copies.append(copy)
+        a, b = scratch.wide(0, bucket).copy_(copy), gather(bucket, g, scratch.wide(1, bucket))
+        row_dot(a, a, row[0, bucket.span])
+        row_dot(b, a, row[1, bucket.span])
+        row_dot(b, b, row[2, bucket.span])
+    return copies
 
 
-def after_step(bucket: Bucket, row: Tensor, copy: Tensor) -> None:
+def after_step(plan: Plan, row: Tensor, scratch: Scratch, copies: Sequence[Tensor]) -> None:
     """Write ``xd, dd``: the displacement is formed element-wise from the two weights before any reduction."""
-    x = copy.to(row.dtype)
-    displacement = gather(bucket.slots, [slot.parameter.detach() for slot in bucket.slots], row.dtype).sub_(x)
-    span = slice(bucket.start, bucket.stop)
-    row_dot(x, displacement, row[3, span])
-    row_dot(displacement, displacement, row[4, span])
+    w = weights(plan)
+    for bucket, copy in zip(plan.buckets, copies, strict=True):
+        x = scratch.wide(0, bucket).copy_(copy)
+        displacement = gather(bucket, w, scratch.wide(1, bucket)).sub_(x)
+        row_dot(x, displacement, row[3, bucket.span])
+        row_dot(displacement, displacement, row[4, bucket.span])
 
 
-def second_moment(bucket: Bucket, row: Tensor, moments: Sequence[Tensor | None]) -> None:
-    """Write the sums of ``v`` and of ``sqrt(v)`` over each segment, ``v`` being the optimizer's second moment."""
-    v = gather(bucket.slots, moments, row.dtype)
-    span = slice(bucket.start, bucket.stop)
-    torch.sum(v, dim=1, out=row[5, span])
-    torch.sum(v.sqrt_(), dim=1, out=row[6, span])
+def second_moment(plan: Plan, row: Tensor, scratch: Scratch, moments: Sequence[Tensor | None]) -> None:
+    """Write the sums of ``v`` and of ``sqrt(v)`` over each segment, ``v`` being the optimizer's second moment.
+
+    All terms are positive, so the terms may be float32 while the sums are not.
+    """
+    v = as_matrices(plan.slots, moments)
+    for bucket in plan.buckets:
+        values = gather(bucket, v, scratch.narrow(bucket))
+        torch.sum(values, dim=1, dtype=row.dtype, out=row[5, bucket.span])
+        torch.sum(values.sqrt_(), dim=1, dtype=row.dtype, out=row[6, bucket.span])
 
 
 def unscale(row: Tensor, scale: Tensor) -> None:

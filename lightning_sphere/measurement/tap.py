@@ -22,6 +22,9 @@ from lightning_sphere.measurement import sums
 from lightning_sphere.measurement.plan import Plan
 from lightning_sphere.measurement.ring import COLUMNS, HostRow, Ring, capacity
 
+SLACK = 8
+"""Rows of the ring beyond those wanted, see :attr:`OptimizerTap.due`."""
+
 _MEASURING = "measuring an optimizer step"
 
 
@@ -33,6 +36,7 @@ class OptimizerTap:
         make_plan: called before the first measured step, and again when the optimizer's param groups have changed.
         position: gives the place of this tap's next step on the user's x axis.
         flush: called when the ring is full, or before the plan changes; must :meth:`drain` this tap.
+        before: called with the position of each measured step before it is.
         after: called with this tap after each step, measured or not.
         guard: contains failures.
         every_n_steps: measure each ``n``-th step.
@@ -47,6 +51,7 @@ class OptimizerTap:
         make_plan: Callable[[Optimizer], Plan],
         position: Callable[[OptimizerTap], int],
         flush: Callable[[], None],
+        before: Callable[[int], None],
         after: Callable[[OptimizerTap], None],
         guard: Guard,
         every_n_steps: int,
@@ -57,12 +62,14 @@ class OptimizerTap:
         self.direction: Direction = direction_of(optimizer) or PLAIN
         self.steps_seen = 0
         self.plan: Plan | None = None
-        self._make_plan, self._position, self._flush, self._after = make_plan, position, flush, after
+        self._make_plan, self._position, self._flush = make_plan, position, flush
+        self._before, self._after = before, after
         self._guard = guard
         self._every_n_steps = every_n_steps
         self._rows, self._budget_mb = rows, budget_mb
         self._ring: Ring | None = None
-        self._signature: list[list[int]] | None = None
+        self._scratch: sums.Scratch | None = None
+        self._signature: list[list[tuple[int, bool]]] | None = None
         self._copies: list[Tensor] = []
         self._pending: HostRow | None = None
         self._handles: list[RemovableHandle] = []
@@ -95,21 +102,29 @@ class OptimizerTap:
         """Whether there is no plan yet, or the optimizer's parameters are no longer those of the plan."""
         return self._signature is None or self._signature != self._parameters()
 
-    def _parameters(self) -> list[list[int]]:
-        return [[id(parameter) for parameter in group["params"]] for group in self.optimizer.param_groups]
+    def _parameters(self) -> list[list[tuple[int, bool]]]:
+        return [[(id(p), p.requires_grad) for p in group["params"]] for group in self.optimizer.param_groups]
 
     @property
-    def full(self) -> bool:
-        """Whether the ring has no room for another step."""
-        return self._ring is not None and self._ring.full
+    def due(self) -> bool:
+        """Whether it is time for a flush; room is left for other optimizers' steps at the same position."""
+        if self._ring is None:
+            return False
+        return len(self._ring) >= max(1, min(self._rows, self._ring.data.shape[0] - SLACK))
+
+    def release(self) -> None:
+        """Give the memory of the measurement back."""
+        self.plan = self._ring = self._scratch = self._signature = None
 
     def skip(self) -> None:
         """Record that a step was due and had no arithmetic, as when a loss scaler found infinite gradients."""
         if self._due():
             with self._guard.watching("recording a skipped step"):
+                position = self._position(self)
+                self._before(position)
                 self._prepare().fill_(torch.nan)
                 assert self._ring is not None
-                self._ring.commit(HostRow(self._position(self), time.time(), skipped=True))
+                self._ring.commit(HostRow(position, time.time(), skipped=True))
         self.steps_seen += 1
 
     def _pre_hook(self, _: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
@@ -154,14 +169,17 @@ class OptimizerTap:
         """Read weights and gradients: gradients are final, weights are old."""
         if not self._due():
             return
+        position = self._position(self)
+        self._before(position)
         row = self._prepare()
         assert self.plan is not None
-        self._copies = [sums.before_step(bucket, row) for bucket in self.plan.buckets]
+        assert self._scratch is not None
+        self._copies = sums.before_step(self.plan, row, self._scratch)
         scale = getattr(self.optimizer, "grad_scale", None)
         if isinstance(scale, Tensor):  # a fused optimizer unscales inside its kernel; a loss scaler says so here
             sums.unscale(row, scale)
         self._pending = HostRow(
-            self._position(self),
+            position,
             time.time(),
             [hyperparameters(group, self.direction) for group in self.optimizer.param_groups],
         )
@@ -176,26 +194,24 @@ class OptimizerTap:
             return
         assert self.plan is not None
         assert self._ring is not None
+        assert self._scratch is not None
         row = self._ring.next_row()
-        for bucket, copy in zip(self.plan.buckets, copies, strict=True):
-            sums.after_step(bucket, row, copy)
+        sums.after_step(self.plan, row, self._scratch, copies)
         if self.direction.second_moment is not None:
-            pending.optimizer_step = self._second_moments(row, self.direction.second_moment)
+            pending.optimizer_step = self._second_moments(row, self._scratch, self.direction.second_moment)
         found_inf = getattr(self.optimizer, "found_inf", None)
         if isinstance(found_inf, Tensor):  # ... and skips the step inside it
             sums.forget_if(row, found_inf)
         self._ring.commit(pending)
 
-    def _second_moments(self, row: Tensor, key: Callable[[dict[str, Any]], str]) -> Tensor:
+    def _second_moments(self, row: Tensor, scratch: sums.Scratch, key: Callable[[dict[str, Any]], str]) -> Tensor:
         """Write the sums of the second moments; return the count of updates per tensor, NaN for one not yet updated."""
         assert self.plan is not None
         groups, state = self.optimizer.param_groups, self.optimizer.state
-        counts: list[Any] = []
-        for bucket in self.plan.buckets:
-            states = [state.get(slot.parameter, {}) for slot in bucket.slots]
-            moments = [s.get(key(groups[slot.param_group])) for slot, s in zip(bucket.slots, states, strict=True)]
-            sums.second_moment(bucket, row, moments)
-            counts += [s.get("step") for s in states]
+        states = [state.get(slot.parameter, {}) for slot in self.plan.slots]
+        moments = [s.get(key(groups[slot.param_group])) for slot, s in zip(self.plan.slots, states, strict=True)]
+        sums.second_moment(self.plan, row, scratch, moments)
+        counts = [s.get("step") for s in states]
         # Adam keeps its counts on the host, capturable and fused variants on the device: they are only copied here.
         known = [count for count in counts if isinstance(count, Tensor)]
         if not known:
@@ -211,8 +227,9 @@ class OptimizerTap:
             self.plan, self._signature = self._make_plan(self.optimizer), self._parameters()
             columns = len(COLUMNS) if self.direction.has_second_moment else len(COLUMNS) - 2
             dtype = sums.accumulation_dtype(self.plan.device)
-            rows = capacity(self._budget_mb, columns, self.plan.segments, self._rows, dtype)
+            rows = capacity(self._budget_mb, columns, self.plan.segments, self._rows + SLACK, dtype)
             self._ring = Ring(rows, columns, self.plan.segments, self.plan.device, dtype)
+            self._scratch = sums.Scratch(self.plan)
         assert self._ring is not None
         if self._ring.full:
             self._flush()

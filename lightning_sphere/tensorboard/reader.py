@@ -82,7 +82,8 @@ def read_run(path: str | PathLike[str]) -> RunRecord:
 
     Raises:
         FileNotFoundError: if the path does not exist, or holds no recorded run.
-        ValueError: if several runs lie below the path (the message names them), or the record is of a newer format.
+        ValueError: if several runs lie below the path (the message names them), if the record is of a newer format, or
+            if two trackers wrote into one run.
     """
     root = Path(path)
     if not root.is_dir():
@@ -132,8 +133,10 @@ def _read_file(file: Path) -> list[_Row]:
             if value.metadata.plugin_data.content:
                 schema = TableSchema.from_json(value.metadata.plugin_data.content)
             if schema is not None:
-                table = np.frombuffer(value.tensor.tensor_content, dtype="<f4").reshape(schema.shape)
-                rows.append(_Row(schema, event.step, event.wall_time, table))
+                table = np.frombuffer(value.tensor.tensor_content, dtype="<f4")
+                if table.size != np.prod(schema.shape):
+                    raise ValueError(f"{str(file)!r} mixes tables of different layers: did two trackers write into it?")
+                rows.append(_Row(schema, event.step, event.wall_time, table.reshape(schema.shape)))
     return rows
 
 

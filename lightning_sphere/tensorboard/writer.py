@@ -121,4 +121,5 @@ class TensorBoardSink:
             return None
         unit = f", in {quantity.unit}" if quantity.unit else ""
         text = f"{quantity.title}{unit}: `{quantity.equation}`. {quantity.meaning}"
-        return SummaryMetadata(summary_description=text)
+        plugin_data = SummaryMetadata.PluginData(plugin_name="scalars")
+        return SummaryMetadata(plugin_data=plugin_data, summary_description=text)
