@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lightning_sphere.groups import ScaleGroup
 
-CHUNK_ELEMENTS = {"cpu": 1 << 17}
+CHUNK_ELEMENTS = {"cpu": 1 << 18}
 """Elements of a bucket at most, by type of device: on the CPU the float64 temporaries then stay in the cache."""
 
 CHUNK_ELEMENTS_ELSEWHERE = 1 << 22
