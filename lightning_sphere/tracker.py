@@ -22,7 +22,7 @@ from lightning_sphere.geometry import evaluate
 from lightning_sphere.groups import ScaleGroup
 from lightning_sphere.guard import Guard
 from lightning_sphere.layers import KnownLayers, known_names
-from lightning_sphere.measurement.collect import inner_products
+from lightning_sphere.measurement.collect import inner_products, mixed_rates
 from lightning_sphere.measurement.tap import OptimizerTap
 from lightning_sphere.options import Options, check_count
 from lightning_sphere.outputs import OutputsHook
@@ -118,7 +118,6 @@ class SphereTracker:
         self.history = History(window=flush_every_n_steps)
         self._sinks: list[Sink] = [self.history, *sinks]
         self._log_dir, self._writer = log_dir, writer
-        self._flush_every = flush_every_n_steps
         self.guard = Guard(strict=strict, switch_off=self._release)
         """Contains failures of this tracker and of those who drive it."""
         self._layers = KnownLayers(model, self.options)
@@ -282,7 +281,7 @@ class SphereTracker:
             stats=STATS,
             invariant=tuple(layer.invariant for layer in tap.plan.layers),
             cuts=tuple((layer.axis, layer.blocks) for layer in tap.plan.layers),
-            groups=tuple(self._layers.discovery.table()),
+            groups=tuple(_with_remarks(self._layers.discovery.table(), mixed_rates(host, tap.plan))),
         )
         return Recording(
             schema,
@@ -304,4 +303,10 @@ class SphereTracker:
 
     def print_summary(self) -> None:
         """Print :meth:`summary` as a table, and how to open TensorBoard."""
-        self.summary().print(log_dir=self._log_dir)
+        self.summary().print(log_dir=self._log_dir or getattr(self._writer, "log_dir", None))
+
+
+def _with_remarks(table: list[dict[str, Any]], mixed: set[str]) -> list[dict[str, Any]]:
+    """Say in the table why a number is unknown."""
+    remark = "; effective_lr unknown: its tensors have different learning rates"
+    return [{**row, "reason": row["reason"] + remark} if row["parameter"] in mixed else row for row in table]

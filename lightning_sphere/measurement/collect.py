@@ -49,6 +49,18 @@ def inner_products(data: Tensor, host: list[HostRow], plan: Plan, direction: Dir
     )
 
 
+def mixed_rates(host: list[HostRow], plan: Plan) -> set[str]:
+    """Parameters (by name) of layers whose tensors had different learning rates, so that the group has none."""
+    lr = HYPERPARAMETERS.index("lr")
+    mixed = set()
+    for index, layer in enumerate(plan.layers):
+        if len(layer.parts) > 1:
+            groups = [slot.param_group for slot in plan.slots if slot.layer == index]
+            if any(len({float(row.hyperparameters[g][lr]) for g in groups}) > 1 for row in host if not row.skipped):
+                mixed.add(layer.parameter)
+    return mixed
+
+
 def _hyperparameters(host: list[HostRow], plan: Plan) -> Tensor:
     """float64 ``[3, steps, segments]``; NaN for skipped steps."""
     groups = 1 + max((slot.param_group for slot in plan.slots), default=0)
