@@ -54,7 +54,7 @@ class SphereMonitor(_Base):
     Args:
         every_n_steps: measure each n-th optimizer step.
         include: names of modules or parameters, or patterns (``"layer1.*"``), to measure. ``None`` measures all.
-        exclude: the same, to leave out.
+        exclude: the same, to leave out. ``None`` leaves out nothing.
         per_layer_scalars: also write one scalar per layer and quantity (many charts).
         device_budget_mb: memory on the device for what waits to be written, in MiB; a full buffer is written earlier.
         print_summary: print a table of all layers at the end of fit.
@@ -76,7 +76,7 @@ class SphereMonitor(_Base):
         *,
         every_n_steps: int = 1,
         include: str | Sequence[str] | None = None,
-        exclude: str | Sequence[str] = (),
+        exclude: str | Sequence[str] | None = None,
         per_layer_scalars: bool = False,
         device_budget_mb: float = 64.0,
         print_summary: bool = True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,8 @@ from lightning_sphere.groups import ScaleGroup
 from lightning_sphere.guard import warn
 from lightning_sphere.measurement.plan import Plan
 from lightning_sphere.options import Options
+
+_log = logging.getLogger("lightning_sphere")
 
 PATIENCE = 3
 """After how many losses in a row that show nothing new no more are read: under gradient accumulation all look alike."""
@@ -66,7 +69,10 @@ class KnownLayers:
     def plan(self, optimizer: Optimizer) -> Plan:
         """Lay out the measurement of an optimizer: the selected layers whose weight it steps."""
         self._uninformative = 0
-        return Plan(self.of(optimizer), dict(self._model.named_parameters()), _param_groups(self._model, optimizer))
+        layers = self.of(optimizer)
+        if not layers:
+            _log.warning("%s steps no weight that is selected: nothing to measure of it", type(optimizer).__name__)
+        return Plan(layers, dict(self._model.named_parameters()), _param_groups(self._model, optimizer))
 
     def of(self, optimizer: Optimizer) -> list[ScaleGroup]:
         """The selected layers whose weight an optimizer steps, in the model's order."""
@@ -112,7 +118,8 @@ def _tell_if_unreadable(found: Discovery) -> None:
     """Say so where a graph could not be read, as that of a compiled model: not invariant then means not known."""
     unreadable = next((layer.reason for layer in found.layers if layer.reason.startswith("unknown operation")), None)
     if unreadable is not None and not found.groups:
-        warn(f"no weight is known to be scale-invariant, because the loss's graph could not be read: {unreadable}")
+        remedy = "; show the loss of the uncompiled model to discover()" if "Compiled" in unreadable else ""
+        warn(f"no weight is known to be scale-invariant, for the loss's graph could not be read: {unreadable}{remedy}")
 
 
 def known_names(model: nn.Module) -> set[str]:

@@ -19,7 +19,7 @@ class Options:
 
     every_n_steps: int = 1
     include: tuple[str, ...] | None = None
-    exclude: tuple[str, ...] = ()
+    exclude: tuple[str, ...] | None = None
     per_layer_scalars: bool = False
     device_budget_mb: float = 64.0
     strict: bool = False
@@ -34,7 +34,10 @@ class Options:
             raise ValueError(f"device_budget_mb takes a positive number of MiB, got {self.device_budget_mb!r}")
         if self.include is not None:
             object.__setattr__(self, "include", _patterns("include", self.include))
-        object.__setattr__(self, "exclude", _patterns("exclude", self.exclude))
+            if not self.include:
+                raise ValueError("include takes at least one name or pattern (None measures all), got none")
+        if self.exclude is not None:
+            object.__setattr__(self, "exclude", _patterns("exclude", self.exclude))
 
     def check_names(self, known: Iterable[str]) -> None:
         """Make sure that every pattern of ``include`` and ``exclude`` names something.
@@ -46,7 +49,7 @@ class Options:
             ValueError: naming the pattern and the closest known names.
         """
         names = sorted(name for name in set(known) if name)
-        for argument, patterns in (("include", self.include or ()), ("exclude", self.exclude)):
+        for argument, patterns in (("include", self.include or ()), ("exclude", self.exclude or ())):
             for pattern in patterns:
                 if not any(_matches(pattern, name) for name in names):
                     close = difflib.get_close_matches(pattern, names, n=3)
@@ -59,7 +62,7 @@ class Options:
     def selects(self, names: Sequence[str]) -> bool:
         """Whether a layer known by any of these names (its own, its parameter's) is to be measured."""
         included = self.include is None or any(_matches(p, name) for p in self.include for name in names)
-        return included and not any(_matches(p, name) for p in self.exclude for name in names)
+        return included and not any(_matches(p, name) for p in self.exclude or () for name in names)
 
 
 def _matches(pattern: str, name: str) -> bool:

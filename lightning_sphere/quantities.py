@@ -65,7 +65,7 @@ CORE: tuple[Quantity, ...] = (
         "rad",
         "atan2(|D_perp|, r + <D,u>)",
         "How far the step turned the weight: the true size of the update of a normalized layer. "
-        "Layers of a well-tuned run turn at similar speeds.",
+        "Under weight decay, layers that are in equilibrium turn at similar speeds.",
         ("xx", "xd", "dd"),
     ),
     _quantity(
@@ -75,7 +75,8 @@ CORE: tuple[Quantity, ...] = (
         "",
         "lr / (r nu) / (1 + <x,D>/r^2)",
         "The learning rate of the equivalent optimization on the sphere: what remains of the configured lr once the "
-        "weight's norm, the optimizer's state and the decay are taken into account.",
+        "weight's norm, the optimizer's state and the decay are taken into account. It multiplies gradients on the "
+        "sphere, so compare it over time and between layers, not with lr and not between optimizers.",
         ("xx", "xd", "gg", "bb"),
     ),
     _quantity(
@@ -133,7 +134,8 @@ CORE: tuple[Quantity, ...] = (
         "nu",
         "",
         "r |b| / sqrt(d)",
-        "What the optimizer divides the step by, on the sphere's scale; equals the norm for SGD.",
+        "What the optimizer divides the step by, times the norm (`nu` in effective_lr); equals the norm for SGD. With "
+        "Adam it shrinks as gradients do, which raises the effective lr.",
         ("xx", "bb"),
     ),
 )

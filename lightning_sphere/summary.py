@@ -46,6 +46,8 @@ class LayerSummary:
     norm_change: float
     """Relative change of the norm since the first recorded step: 0.1 is ten percent more."""
     residual: float
+    reason: str = ""
+    """Why it is invariant, or not."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,8 @@ class RunSummary:
                 _residual(row),
                 style=dim,
             )
-        return Group(Text(self._title(), style="bold"), "", table, "", Text(self._legend(), style="dim"))
+        head, legend = Text(self._title(), style="bold"), Text(self._legend(), style="dim")
+        return Group(head, *self._hint(), "", table, "", legend)
 
     def print(self, log_dir: str | PathLike[str] | None = None, console: Console | None = None) -> None:
         """Print the table and, where events were written, the command that opens them.
@@ -108,16 +111,26 @@ class RunSummary:
         invariant = sum(row.kind != "none" for row in self.layers)
         return (
             f"lightning_sphere: {invariant} of {len(self.layers)} weights are scale-invariant; "
-            f"{self.steps} steps recorded"
+            f"{self.steps} step{'s' if self.steps != 1 else ''} recorded"
         )
+
+    def _hint(self) -> list[Text]:
+        """Where nothing is invariant: why, of one layer."""
+        if any(row.kind != "none" for row in self.layers):
+            return []
+        example = next((row for row in self.layers if row.reason), None)
+        text = "Norm and step mean the same for them; effective lr and residual have no meaning."
+        if example is not None:
+            text += f" For example, {example.layer}: {example.reason}. discover(loss, model).table() tells the others."
+        return [Text(text)]
 
     def _legend(self) -> str:
         return (
-            f"Medians over each layer's filters and the last {self.window} steps.\n"
+            f"Medians over each layer's rows and the last {self.window} recorded steps.\n"
             "kind: what is invariant by itself: each row (filter), each group of rows, or\n"
-            "the whole weight; none: no normalization follows. norm change: since start.\n"
-            "step: rotation by one optimizer step. residual |cos(gradient, weight)|: near 0\n"
-            "confirms the invariance."
+            "the whole weight; none: no normalization follows (shown per row, embeddings\n"
+            "as a whole). norm change: since start. step: rotation by one optimizer step.\n"
+            "residual: |cos(gradient, weight)|, near 0 confirms the invariance."
         )
 
 
@@ -146,6 +159,7 @@ def summarize(history: History, layers: Sequence[ScaleGroup]) -> RunSummary:
                 effective_lr=last["effective_lr"],
                 norm_change=last["norm"] / first - 1.0 if first else math.nan,
                 residual=last["invariance_residual"],
+                reason=known[name].reason if name in known else "",
             )
         )
     return RunSummary(tuple(rows), history.steps, len(recent))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from os import PathLike
 from typing import Any
@@ -55,7 +55,7 @@ class SphereTracker:
         flush_every_n_steps: how many recorded steps are kept on the device before they are evaluated and written.
         every_n_steps: measure each n-th optimizer step.
         include: names of modules or parameters, or patterns (``"layer1.*"``), to measure. ``None`` measures all.
-        exclude: the same, to leave out.
+        exclude: the same, to leave out. ``None`` leaves out nothing.
         per_layer_scalars: also write one scalar per layer and quantity.
         device_budget_mb: memory on the device for what waits to be written, in MiB; a full buffer is written earlier.
         strict: raise failures of the tracker instead of warning and switching it off.
@@ -86,7 +86,7 @@ class SphereTracker:
         flush_every_n_steps: int = 50,
         every_n_steps: int = 1,
         include: str | Sequence[str] | None = None,
-        exclude: str | Sequence[str] = (),
+        exclude: str | Sequence[str] | None = None,
         per_layer_scalars: bool = False,
         device_budget_mb: float = 64.0,
         strict: bool = False,
@@ -102,13 +102,7 @@ class SphereTracker:
             strict=strict,
         )
         check_count("flush_every_n_steps", flush_every_n_steps)
-        optimizers: list[Any] = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
-        for item in optimizers:
-            if not isinstance(item, Optimizer):
-                got = type(item).__name__
-                raise TypeError(f"optimizer takes a torch.optim.Optimizer or a sequence of them, got {got}")
-        if not optimizers:
-            raise ValueError("optimizer takes at least one torch.optim.Optimizer, got none")
+        optimizers = _optimizers(optimizer)
         if log_dir is not None and writer is not None:
             raise ValueError("log_dir and writer both say where to write: give one of them")
         if writer is not None and file_writer_of(writer) is None:
@@ -164,7 +158,7 @@ class SphereTracker:
         for tap in self._taps:
             tap.attach()
             if direction_of(tap.optimizer) is None:
-                _log.info(
+                _log.warning(
                     "%s is not known to lightning_sphere: effective_lr and second_moment treat its step as lr * a "
                     "(divisor b = 1); norm, angular_step and the others are exact",
                     type(tap.optimizer).__name__,
@@ -304,6 +298,18 @@ class SphereTracker:
     def print_summary(self) -> None:
         """Print :meth:`summary` as a table, and how to open TensorBoard."""
         self.summary().print(log_dir=self._log_dir or getattr(self._writer, "log_dir", None))
+
+
+def _optimizers(given: Any) -> list[Optimizer]:
+    """The optimizers of an argument that takes one or several."""
+    found = [given] if isinstance(given, Optimizer) else list(given) if isinstance(given, Iterable) else [given]
+    for item in found:
+        if not isinstance(item, Optimizer):
+            got = type(item).__name__
+            raise TypeError(f"optimizer takes a torch.optim.Optimizer or a sequence of them, got {got}")
+    if not found:
+        raise ValueError("optimizer takes at least one torch.optim.Optimizer, got none")
+    return found
 
 
 def _with_remarks(table: list[dict[str, Any]], mixed: set[str]) -> list[dict[str, Any]]:

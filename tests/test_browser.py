@@ -108,5 +108,5 @@ def test_a_chart_says_what_it_shows(address: str) -> None:
     """The fast loader drops the descriptions of plain scalars, of everybody's."""
     with urllib.request.urlopen(f"{address}/data/plugin/scalars/tags") as answer:
         tags = answer.read().decode()
-    assert "Layers of a well-tuned run turn at similar speeds" in tags
+    assert "layers that are in equilibrium turn at similar speeds" in tags
     assert "angular step, in rad" in tags

@@ -25,6 +25,7 @@ from nets import conv_net
         ({"device_budget_mb": "64"}, TypeError, "device_budget_mb takes a number of MiB, got '64'"),
         ({"per_layer_scalars": "yes"}, TypeError, "per_layer_scalars takes True or False, got 'yes'"),
         ({"strict": 1}, TypeError, "strict takes True or False, got 1"),
+        ({"include": []}, ValueError, "include takes at least one name or pattern"),
         ({"include": 3}, TypeError, "include takes a name or a sequence of names or patterns, got 3"),
         ({"exclude": ["conv", 3]}, TypeError, "exclude takes a name or a sequence of names or patterns"),
     ],

@@ -82,6 +82,13 @@ def test_angles_are_in_degrees() -> None:
     assert first.split() == ["stem", "64x3x7x7", "row", "1.23", "+10.0%", "0.0573", "0.02", "3e-08"]
 
 
+def test_where_nothing_is_invariant_it_says_why() -> None:
+    rows = (LayerSummary("head", (10, 64), "none", 1.0, 1.0, 1.0, 1.0, 1.0, "not invariant: nothing follows"),)
+    text = " ".join(" ".join(rendered(RunSummary(rows, 1, 1), 80)).split())
+    assert "0 of 1 weights are scale-invariant; 1 step recorded" in text
+    assert "For example, head: not invariant: nothing follows." in text
+
+
 def test_a_run_without_steps_says_so() -> None:
     assert rendered(RunSummary((), 0, 0), 80) == [
         "lightning_sphere measured nothing: no optimizer step, or no selected weight."

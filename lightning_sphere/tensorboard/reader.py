@@ -20,27 +20,34 @@ from lightning_sphere.tensorboard.schema import TABLE_TAG, TableSchema
 
 @dataclass(frozen=True)
 class RunRecord:
-    """Everything that was recorded of one run."""
+    """Everything that was recorded of one run.
+
+    ``record["effective_lr"]`` is one quantity of all layers, ``[steps, layers]``: the median over each layer's groups;
+    :meth:`stat` gives the other statistics.
+
+    Attributes:
+        steps: int64 ``[steps]``, positions on the run's x axis.
+        wall_times: float64 ``[steps]``, seconds since the epoch at which each step was taken.
+        layers: names of the layers, in the model's order.
+        quantities: names of the quantities (see ``lightning_sphere.quantities``).
+        stats: names of the statistics over a layer's groups: p10, median, p90, rms.
+        values: float32 ``[steps, layers, quantities, stats]``; NaN where unknown, and all over a skipped step.
+        groups: what discovery said of each parameter: mappings with the keys parameter, kind, axis, blocks, members,
+            joint_with, norm and reason, as ``Discovery.table()`` describes them.
+        invariant: per layer, whether a normalization follows.
+        cuts: per layer, the axis along which its weight is cut into groups, and into how many equal blocks; also for
+            layers that are not invariant, of which ``groups`` says nothing.
+    """
 
     steps: npt.NDArray[np.int64]
-    """Positions on the run's x axis, ``[steps]``."""
     wall_times: npt.NDArray[np.float64]
-    """Seconds since the epoch at which each step was taken, ``[steps]``."""
     layers: tuple[str, ...]
-    """Names of the layers, in the model's order."""
     quantities: tuple[str, ...]
-    """Names of the quantities (see :mod:`lightning_sphere.quantities`)."""
     stats: tuple[str, ...]
-    """Names of the statistics over a layer's groups: p10, median, p90, rms."""
     values: npt.NDArray[np.float32]
-    """``[steps, layers, quantities, stats]``; NaN where unknown, and all over a step that was skipped."""
     groups: tuple[Mapping[str, Any], ...]
-    """What discovery said of each parameter, as ``Discovery.table()`` gives it."""
     invariant: tuple[bool, ...]
-    """Per layer: whether a normalization follows."""
     cuts: tuple[tuple[int, int], ...]
-    """Per layer: axis along which its weight is cut into groups, and into how many equal blocks; also for layers that
-    are not invariant, of which ``groups`` says nothing."""
 
     def __getitem__(self, quantity: str) -> npt.NDArray[np.float32]:
         """One quantity of all layers.
@@ -78,7 +85,7 @@ def read_run(path: str | PathLike[str]) -> RunRecord:
         path: a run's folder, or a folder with exactly one recorded run below it.
 
     Returns:
-        The whole record.
+        The whole record; see :class:`RunRecord` for its attributes.
 
     Raises:
         FileNotFoundError: if the path does not exist, or holds no recorded run.
@@ -91,7 +98,9 @@ def read_run(path: str | PathLike[str]) -> RunRecord:
     runs = {folder: _read_folder(folder) for folder in _candidates(root)}
     found = {folder: rows for folder, rows in runs.items() if rows}
     if not found:
-        raise FileNotFoundError(f"no run recorded by lightning_sphere in or below {str(root)!r}")
+        raise FileNotFoundError(
+            f"no run recorded by lightning_sphere in or below {str(root)!r} (only TensorBoard's event files hold one)"
+        )
     if len(found) > 1:
         names = ", ".join(sorted(str(folder) for folder in found))
         raise ValueError(f"several recorded runs below {str(root)!r}; name one of {names}")
