@@ -30,6 +30,8 @@ class Recording:
     """``[steps, layers, quantities, stats]``; NaN where unknown or skipped."""
     scalars: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     """Summary curves by tag, ``[steps]``; NaN where there is nothing to show."""
+    partial: npt.NDArray[np.bool_] | None = None
+    """Which steps were not taken by all optimizers, ``[steps]``; ``None`` if there is only one."""
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -45,25 +47,27 @@ class Sink(Protocol):
         """Make sure that everything taken is kept."""
 
 
-def summary_scalars(
-    schema: TableSchema, table: npt.NDArray[np.float32], *, per_layer: bool = False
-) -> dict[str, npt.NDArray[np.float32]]:
+def summary_scalars(recording: Recording, *, per_layer: bool = False) -> dict[str, npt.NDArray[np.float32]]:
     """The curves shown as ordinary scalars.
 
     ``sphere/<quantity>`` is the median over layers of each layer's median, ``sphere_bands/<quantity>/p10`` and ``p90``
-    the spread over layers. Layers that no normalization follows are left out, unless there are no others.
+    the spread over layers. Layers that no normalization follows are left out, unless there are no others. Where several
+    optimizers step at different times, only steps that all took have a point: medians over changing sets of layers
+    would jump for no other reason. (If there are none, every step has one.)
 
     Args:
-        schema: of the table.
-        table: ``[steps, layers, quantities, stats]``.
+        recording: without scalars.
         per_layer: add ``sphere_<quantity>/<layer>`` for every layer.
 
     Returns:
         Arrays of shape ``[steps]`` by tag.
     """
+    schema, table = recording.schema, recording.table
     shown = np.flatnonzero(schema.invariant) if any(schema.invariant) else np.arange(len(schema.layers))
     medians = table[..., MEDIAN]
     over_layers = spread(torch.from_numpy(medians[:, shown]).transpose(1, 2)).numpy()  # [steps, quantities, 3]
+    if recording.partial is not None and not recording.partial.all():
+        over_layers[recording.partial] = np.nan
     curves: dict[str, npt.NDArray[np.float32]] = {}
     for index, name in enumerate(schema.quantities):
         low, middle, high = np.moveaxis(over_layers[:, index], -1, 0)
@@ -98,11 +102,13 @@ def merge(parts: Sequence[Recording], layer_order: Sequence[str]) -> Recording:
     first = parts[0].schema
     table = np.full((len(rows), len(names), len(first.quantities), len(first.stats)), np.nan, dtype=np.float32)
     wall_times = np.zeros(len(rows))
+    parts_at = np.zeros(len(rows), dtype=np.int64)
     start = 0
     for part, part_keys in zip(parts, keys, strict=True):
         at = [rows[key] for key in part_keys]
         table[at, start : start + part.table.shape[1]] = part.table
         wall_times[at] = np.maximum(wall_times[at], part.wall_times)
+        parts_at[at] += 1
         start += part.table.shape[1]
     invariant = [flag for part in parts for flag in part.schema.invariant]
     cuts = [cut for part in parts for cut in part.schema.cuts]
@@ -114,7 +120,8 @@ def merge(parts: Sequence[Recording], layer_order: Sequence[str]) -> Recording:
         cuts=tuple(cuts[index] for index in order),
         groups=first.groups,
     )
-    return Recording(schema, np.array([step for step, _ in rows], dtype=np.int64), wall_times, table[:, order])
+    steps = np.array([step for step, _ in rows], dtype=np.int64)
+    return Recording(schema, steps, wall_times, table[:, order], partial=parts_at < len(parts))
 
 
 def _occurrences(steps: npt.NDArray[np.int64]) -> list[tuple[int, int]]:

@@ -254,7 +254,7 @@ class SphereTracker:
             if not parts:
                 return
             recording = merge(parts, self._layers.order)
-            scalars = summary_scalars(recording.schema, recording.table, per_layer=self.options.per_layer_scalars)
+            scalars = summary_scalars(recording, per_layer=self.options.per_layer_scalars)
             recording = replace(recording, scalars=scalars)
             for sink in self._sinks:
                 sink.write(recording)

@@ -47,7 +47,7 @@ def test_several_steps_at_one_position_stay_several() -> None:
 def test_curves_are_medians_over_invariant_layers() -> None:
     one = schema("a", "b", "c", "free", invariant=(True, True, True, False))
     table = np.random.default_rng(0).normal(size=(6, *one.shape)).astype(np.float32)
-    curves = summary_scalars(one, table)
+    curves = summary_scalars(Recording(one, np.arange(6), np.arange(6.0), table))
     medians = table[:, :3, 0, MEDIAN]
     np.testing.assert_allclose(curves["sphere/norm"], np.median(medians, axis=1), rtol=1e-6)
     np.testing.assert_allclose(curves["sphere_bands/norm/p10"], np.quantile(medians, 0.1, axis=1), rtol=1e-5)
@@ -57,5 +57,14 @@ def test_curves_are_medians_over_invariant_layers() -> None:
 def test_where_nothing_is_invariant_all_layers_count() -> None:
     one = schema("a", "b", invariant=(False, False))
     table = np.random.default_rng(0).normal(size=(2, *one.shape)).astype(np.float32)
-    curve = summary_scalars(one, table)["sphere/norm"]
+    curve = summary_scalars(Recording(one, np.arange(2), np.arange(2.0), table))["sphere/norm"]
     np.testing.assert_allclose(curve, table[:, :, 0, MEDIAN].mean(axis=1), rtol=1e-6)
+
+
+def test_curves_do_not_jump_where_optimizers_alternate() -> None:
+    often, seldom = recording(("a", "c"), list(range(6))), recording(("b",), [2, 5], offset=1000)
+    both = merge([often, seldom], ["a", "b", "c"])
+    curve = summary_scalars(both)["sphere/norm"]
+    np.testing.assert_array_equal(np.flatnonzero(~np.isnan(curve)), [2, 5])
+    never_together = merge([recording(("a",), [0, 2]), recording(("b",), [1, 3])], ["a", "b"])
+    assert not np.isnan(summary_scalars(never_together)["sphere/norm"]).any()
