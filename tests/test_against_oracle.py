@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from lightning_sphere import SphereTracker, read_run
+from lightning_sphere.measurement.plan import CHUNK_ELEMENTS
 from nets import FIRST, LAST, SECOND, batches, conv_net
 from oracle import Watch, assert_recorded, cut_of, layer_index, layer_table
 
@@ -55,6 +56,19 @@ def test_every_number_of_fifty_steps_equals_the_oracle(name: str, tmp_path: Path
     assert record.values.shape == (50, 3, 9, 4)
     assert record.stats == ("p10", "median", "p90", "rms")
     assert np.isfinite(record.values).all()
+    assert_recorded(record, watch, [FIRST, SECOND, LAST], adam=isinstance(optimizer, Adam))
+
+
+@pytest.mark.parametrize("limit", [1, 7, 30, 200])
+@pytest.mark.parametrize("name", ["sgd with momentum and L2", "adamw"])
+def test_cutting_tensors_into_small_pieces_changes_no_number(
+    name: str, limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large tensors are measured piece by piece: along rows, and along the entries of a row where one is too long."""
+    monkeypatch.setitem(CHUNK_ELEMENTS, "cpu", limit)
+    model = conv_net()
+    optimizer = OPTIMIZERS[name](model.parameters())
+    record, watch = run(tmp_path, model, optimizer, steps=5)
     assert_recorded(record, watch, [FIRST, SECOND, LAST], adam=isinstance(optimizer, Adam))
 
 
