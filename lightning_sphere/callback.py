@@ -180,7 +180,7 @@ class SphereMonitor(_Base):
             file_writer = file_writer_of(getattr(logger, "experiment", None))
             if file_writer is not None:
                 sinks.append(TensorBoardSink(file_writer))
-                self._log_dir = self._log_dir or logger.log_dir
+                self._log_dir = self._log_dir or getattr(logger, "log_dir", None)
             else:
                 _log.info(
                     "%s gets the summary curves; only TensorBoard can hold the table of all layers",

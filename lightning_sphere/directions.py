@@ -24,8 +24,6 @@ HYPERPARAMETERS: tuple[str, ...] = ("lr", "beta2", "eps")
 class Direction:
     """How to obtain ``|b|^2`` for one family of optimizers."""
 
-    name: str
-    """The family, for messages."""
     second_moment: Callable[[Mapping[str, Any]], str] | None = None
     """Param group -> key of ``optimizer.state[p]`` that holds the second moment ``v``; ``None`` where ``b = 1``."""
 
@@ -35,10 +33,10 @@ class Direction:
         return self.second_moment is not None
 
 
-PLAIN = Direction("plain")
+PLAIN = Direction()
 """``b = 1``: SGD with or without momentum, and every optimizer that is not known."""
 
-ADAM = Direction("Adam", lambda group: "max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq")
+ADAM = Direction(lambda group: "max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq")
 """``b = sqrt(v / (1 - beta2^t)) + eps``."""
 
 _REGISTRY: dict[type, Direction] = {SGD: PLAIN, Adam: ADAM, AdamW: ADAM}

@@ -86,7 +86,7 @@ CORE: tuple[Quantity, ...] = (
         "",
         "tan(theta) / (r |g_perp|)",
         "Rotation per unit of gradient on the sphere; asks nothing of the optimizer. Equals the effective lr for SGD, "
-        "and exceeds it where momentum or adaptivity add to the step.",
+        "and differs from it where momentum or adaptivity change the step.",
         ("xx", "xd", "dd", "gx", "gg"),
     ),
     _quantity(

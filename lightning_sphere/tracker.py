@@ -51,7 +51,8 @@ class SphereTracker:
         model: the network. What its ``forward`` returns in training shows which weights a normalization follows.
         optimizer: the optimizer, or several.
         log_dir: folder of TensorBoard events to write. ``None`` writes none.
-        writer: a ``torch.utils.tensorboard.SummaryWriter`` of yours to write into, in place of ``log_dir``.
+        writer: a ``torch.utils.tensorboard.SummaryWriter`` of yours to write into, in place of ``log_dir``. Use it
+            where you have one: a second event file in its folder makes TensorBoard lose metrics.
         flush_every_n_steps: how many recorded steps are kept on the device before they are evaluated and written.
         every_n_steps: measure each n-th optimizer step.
         include: names of modules or parameters, or patterns (``"layer1.*"``), to measure. ``None`` measures all.
@@ -140,8 +141,8 @@ class SphereTracker:
 
     def __enter__(self) -> Self:
         """Start measuring."""
-        self._restore_signal = exit_on_sigterm()
         self.start()
+        self._restore_signal = exit_on_sigterm()
         self._forward_hook = self.model.register_forward_hook(OutputsHook(self._discover_from_outputs))
         return self
 

@@ -16,6 +16,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch.nn.functional import cross_entropy
 
 from lightning_sphere import SphereMonitor, SphereTracker, read_run
+from lightning_sphere.recording import Recording
 from lit import LitNet, loader, quiet_trainer
 from nets import batches, conv_net
 
@@ -63,6 +64,33 @@ def test_a_small_budget_flushes_earlier_and_loses_nothing(tmp_path: Path, budget
     monitor = SphereMonitor(strict=True, device_budget_mb=budget_mb)
     quiet_trainer(tmp_path, logger=logger, callbacks=[monitor]).fit(LitNet(), loader(count=16 * 9))
     assert read_run(logger.log_dir).steps.tolist() == list(range(9))
+
+
+@pytest.mark.parametrize(("rows", "flushes"), [(1, 40), (12, 10), (28, 2), (1000, 1)])
+def test_the_budget_bounds_the_memory_and_so_the_steps_per_flush(rows: int, flushes: int) -> None:
+    """Of ``rows`` that fit, eight are kept free for other optimizers' steps at the same position."""
+    net = conv_net()
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    sizes: list[int] = []
+
+    class Count:
+        def write(self, recording: Recording) -> None:
+            sizes.append(len(recording))
+
+        def close(self) -> None: ...
+
+    bytes_per_row = 5 * (8 + 11 + 10) * 8  # sums x filters x float64
+    budget = (rows + 0.5) * bytes_per_row / 2**20
+    with SphereTracker(net, optimizer, sinks=[Count()], device_budget_mb=budget, strict=True) as tracker:
+        for images, classes in batches(40):
+            optimizer.zero_grad()
+            cross_entropy(net(images), classes).backward()
+            optimizer.step()
+            ring = tracker._taps[0]._ring
+            assert ring is not None
+            assert ring.data.nbytes <= budget * 2**20
+    assert sum(sizes) == 40
+    assert len(sizes) == flushes
 
 
 def test_a_plain_loop_that_fails_keeps_its_steps(tmp_path: Path) -> None:

@@ -157,9 +157,8 @@ def _whole_records(file: Path) -> Iterator[bytes]:
 
 def _assemble(rows: list[_Row]) -> RunRecord:
     """Bring all rows to one set of axes; layers that joined later are NaN before."""
-    schemas = list(dict.fromkeys(id(row.schema) for row in rows))
     by_id = {id(row.schema): row.schema for row in rows}
-    last = by_id[schemas[-1]]
+    last = rows[-1].schema
     invariant: dict[str, bool] = {}
     cuts: dict[str, tuple[int, int]] = {}
     for schema in by_id.values():  # the last schema has the last word
@@ -167,8 +166,7 @@ def _assemble(rows: list[_Row]) -> RunRecord:
         cuts |= dict(zip(schema.layers, schema.cuts, strict=True))
     layers = [*last.layers, *(name for name in invariant if name not in last.layers)]
     values = np.full((len(rows), len(layers), len(last.quantities), len(last.stats)), np.nan, dtype=np.float32)
-    for key in schemas:
-        schema = by_id[key]
+    for key, schema in by_id.items():
         of_schema = [index for index, row in enumerate(rows) if id(row.schema) == key]
         shared = [name for name in schema.quantities if name in last.quantities]
         columns = [layers.index(name) for name in schema.layers]
