@@ -8,7 +8,7 @@ same way.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Kind = Literal["row", "group", "whole", "none"]
@@ -53,6 +53,9 @@ class ScaleGroup:
     """What normalizes it: a module's name and type, or the operation."""
     reason: str = ""
     """One short sentence: why it is, or is not, invariant."""
+    eps_share: float | None = field(default=None, compare=False)
+    """Largest share that a small constant (the norm's ``eps``) had in what the norm divides by, when the loss was read:
+    0 is ideal, 1 means that nothing is normalized. ``None`` if it is not known."""
 
     @property
     def parameter(self) -> str:
