@@ -7,12 +7,15 @@ with its module's bias.
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy.optimize import linprog
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -20,9 +23,16 @@ from torch.overrides import TorchFunctionMode
 from lightning_sphere.discovery import Discovery
 
 EPS = 1e-30
-INVARIANT = 1e-8
+INVARIANT = 1e-7
 """Cosines below are rounding; of what is not invariant they are above 1e-4 for at least one batch."""
+NOISE = 1e-12
+"""Gradients that small, compared to the largest one, are rounding: an invariant row of one number has no gradient."""
 EPS_NAMES = ("eps", "variance_epsilon", "epsilon", "layer_norm_eps", "rms_norm_eps", "norm_eps", "layer_norm_epsilon")
+
+EPS_FUNCTIONS = {
+    function: inspect.signature(function)
+    for function in (F.batch_norm, F.group_norm, F.instance_norm, F.layer_norm, F.normalize, F.rms_norm)
+}
 
 Loss = Callable[[int], Tensor]
 """A fresh batch for each number, and its loss with the graph."""
@@ -41,7 +51,7 @@ class Measured:
 
 
 class InDouble(TorchFunctionMode):
-    """Casts to lower precision, which many norms contain, are left out."""
+    """Casts to lower precision, which many norms contain, are left out; functions get an ``eps`` of next to nothing."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -51,13 +61,17 @@ class InDouble(TorchFunctionMode):
             lowered = {torch.float32, torch.float16, torch.bfloat16}
             args = tuple(torch.float64 if isinstance(a, torch.dtype) and a in lowered else a for a in args)
             kwargs = {k: torch.float64 if isinstance(v, torch.dtype) and v in lowered else v for k, v in kwargs.items()}
+        if func in EPS_FUNCTIONS:
+            given = EPS_FUNCTIONS[func].bind(*args, **kwargs)
+            given.arguments["eps"] = EPS
+            args, kwargs = given.args, given.kwargs
         return func(*args, **kwargs)
 
 
 def prepare(model: nn.Module, noise: float = 0.3, seed: int = 0) -> nn.Module:
     """Double precision, no eps to speak of, no dropout, and no parameter at a special value such as 0 or 1.
 
-    Functions that are called with an ``eps`` of their own must be given :data:`EPS` by the case itself.
+    A norm written by hand with an ``eps`` in its code must be given :data:`EPS` by the case itself.
     """
     generator = torch.Generator().manual_seed(seed)
     model.double().train()
@@ -97,16 +111,18 @@ def measure(model: nn.Module, loss: Loss, batches: int = 3) -> dict[str, Measure
     """
     grads = gradients(model, loss, batches)
     parameters = dict(model.named_parameters())
+    scales = [max(_weight(g[name], parameters[name]) for name in g) for g in grads]
     result = {}
     for name, parameter in parameters.items():
         if parameter.dim() < 2 or not parameter.requires_grad:
             continue
-        with_grad = [g for g in grads if name in g and bool(g[name].any())]
+        reached = [(g, scale) for g, scale in zip(grads, scales, strict=True) if name in g]
+        with_grad = [g for g, scale in reached if _weight(g[name], parameter) > NOISE * scale]
         if not with_grad:
             result[name] = Measured("unknown")
             continue
-        module = name.rpartition(".")[0]
-        vectors = [n for n, p in parameters.items() if n.rpartition(".")[0] == module and p.dim() == 1]
+        module = _owner(name)
+        vectors = [n for n, p in parameters.items() if _owner(n) == module and p.dim() == 1]
         candidates = [
             found
             for axis in (0, 1)
@@ -118,6 +134,16 @@ def measure(model: nn.Module, loss: Loss, batches: int = 3) -> dict[str, Measure
         best = max(candidates, key=lambda c: _rank(c, output), default=Measured("none"))
         result[name] = best
     return result
+
+
+def _weight(gradient: Tensor, parameter: Tensor) -> float:
+    """How much a relative change of a parameter may change the loss."""
+    return float(gradient.norm() * parameter.detach().norm())
+
+
+def _owner(name: str) -> str:
+    """The module of a parameter, seen through the modules that hold parametrizations."""
+    return re.sub(r"(^|\.)parametrizations\.[^.]+$", "", name.rpartition(".")[0])
 
 
 def _rank(found: Measured, output: int) -> tuple[bool, int, bool, bool]:
@@ -157,6 +183,16 @@ def _finest(
     return best
 
 
+def joint_table(model: nn.Module, loss: Loss, batches: int | None = None) -> tuple[np.ndarray, list[str]]:
+    """The matrix ``[batches, parameters]`` of ``<g_p, w_p>``, and the names of its columns."""
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    grads = gradients(model, loss, batches or len(names) + 8)
+    parameters = dict(model.named_parameters())
+    zero = torch.zeros(())
+    table = [[float((g.get(n, zero) * parameters[n].detach()).sum()) for n in names] for g in grads]
+    return np.array(table), names
+
+
 def joint_members(model: nn.Module, loss: Loss, batches: int | None = None) -> tuple[set[str], np.ndarray, list[str]]:
     """Which whole parameters (vectors included) can be scaled together with others, by linear programming.
 
@@ -166,11 +202,7 @@ def joint_members(model: nn.Module, loss: Loss, batches: int | None = None) -> t
         Names with a positive exponent in some solution; the matrix ``[batches, parameters]`` of ``<g_p, w_p>``; and the
         names of its columns.
     """
-    names = [name for name, p in model.named_parameters() if p.requires_grad]
-    grads = gradients(model, loss, batches or len(names) + 8)
-    parameters = dict(model.named_parameters())
-    zero = torch.zeros(())
-    table = np.array([[float((g.get(n, zero) * parameters[n].detach()).sum()) for n in names] for g in grads])
+    table, names = joint_table(model, loss, batches)
     scale = np.abs(table).max(0)
     free = scale < 1e-13 * max(scale.max(), 1e-300)  # invariant alone, or without gradient
     matrix = table / np.where(free, 1, scale)
@@ -188,13 +220,34 @@ def joint_members(model: nn.Module, loss: Loss, batches: int | None = None) -> t
     return found, table, names
 
 
+def left_out(discovery: Discovery, table: np.ndarray, names: list[str]) -> list[str]:
+    """Weights that can be scaled together with others, none of which takes part in anything that was claimed.
+
+    What can stand for a member of a claimed set, such as the values' weight for that of an attention's output, is not
+    among them: without the rest of the set it can not be scaled.
+    """
+    claimed = {name for members in discovery.joint_sets for name in members}
+    claimed |= {part.parameter for layer in discovery.groups for part in layer.parts}
+    weights = {row["parameter"] for row in discovery.table()}
+    scale = np.abs(table).max(0)
+    free = scale < 1e-13 * max(scale.max(), 1e-300)
+    fixed = [free[i] or name in claimed for i, name in enumerate(names)]
+    goal = [-float(not fixed[i] and name in weights) for i, name in enumerate(names)]
+    bounds = [(0, 0) if held else (0, 1) for held in fixed]
+    matrix = table / np.where(free, 1, scale)
+    solution = linprog(goal, A_eq=matrix, b_eq=np.zeros(len(matrix)), bounds=bounds, method="highs")
+    if solution.status != 0:
+        return []
+    return [name for name, e, g in zip(names, solution.x, goal, strict=True) if g and e > 1e-6]
+
+
 def check_joint_sets(discovery: Discovery, table: np.ndarray, names: list[str]) -> list[str]:
     """Claimed sets whose common gradient is not orthogonal to them."""
-    wrong = []
+    wrong, noise = [], NOISE * np.abs(table).max(initial=0)
     for members in discovery.joint_sets:
         columns = [names.index(member) for member in members if member in names]
         total = np.abs(table[:, columns].sum(1)).max()
-        if total > INVARIANT * np.abs(table[:, columns]).max():
+        if total > INVARIANT * np.abs(table[:, columns]).max() + noise:
             wrong.append(f"FALSE JOINT SET {members}: {total:.1e}")
     return wrong
 

@@ -9,12 +9,13 @@ are not declared frozen because there are thousands of them, and frozen ones are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from math import prod
 
 import numpy as np
+import numpy.typing as npt
 
 from lightning_sphere.discovery.partition import IntArray
 
@@ -79,8 +80,8 @@ class Offset:
     """Along which dimensions it is not constant."""
     constant: bool = False
     """Whether no parameter is involved: a number, or data."""
-    stabilizer: bool = False
-    """Whether it was added to a statistic, as the ``eps`` of a norm is."""
+    stabilizer: int | None = None
+    """Position of the sum that added it, where it is a number: it may be the ``eps`` of a norm."""
     key: object = None
     """Identity of the summand while it is unchanged: subtracting the mean by hand removes it."""
     source: str = ""
@@ -90,6 +91,16 @@ class Offset:
     def identity(self) -> object:
         """What tells whether two offsets are the same summand."""
         return id(self) if self.key is None else self.key
+
+
+@dataclass(slots=True, eq=False)
+class Blank:
+    """The part of a buffer that nothing was written to yet."""
+
+    where: npt.NDArray[np.bool_]
+    """Broadcastable to the buffer's shape."""
+    zero: bool
+    """Whether it is taken to hold zeros; else the numbers must show it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -105,6 +116,8 @@ class Value:
     """Whether it is a reduction (mean, norm, variance), to which a small number may be added for stability."""
     via: tuple[str, ...] = ()
     """Operations passed since the last product with a parameter, for people."""
+    blank: Blank | None = None
+    """What is left of a buffer; only operations that write to it see this."""
 
     @property
     def trivial(self) -> bool:
@@ -172,6 +185,8 @@ def dimension_groups(source: Shape, target: Shape) -> tuple[tuple[tuple[int, ...
 
 def reshape_rows(rows: IntArray, source: Shape, target: Shape) -> IntArray:
     """Reshape a broadcastable row array; dimensions along which it is constant stay at size 1."""
+    if rows.size == 1:
+        return rows.reshape((1,) * len(target))
     before, after, mixed = [1] * len(source), [1] * len(target), []
     for old, new in dimension_groups(source, target):
         if any(rows.shape[axis] > 1 for axis in old):
@@ -200,7 +215,8 @@ def too_large(degree: Degree, source: Shape, target: Shape) -> tuple[int, ...]:
     return tuple(sorted(result))
 
 
-def reshape_varies(flags: Sequence[bool], source: Shape, target: Shape) -> tuple[bool, ...]:
+@lru_cache(maxsize=4096)
+def reshape_varies(flags: tuple[bool, ...], source: Shape, target: Shape) -> tuple[bool, ...]:
     """Carry over along which dimensions a tensor varies; a split or merged dimension varies if any part did."""
     result = [False] * len(target)
     for old, new in dimension_groups(source, target):

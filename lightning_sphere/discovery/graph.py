@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_sphere.discovery.degrees import Shape
+from lightning_sphere.discovery.standins import Standins
 
 Edge = tuple[int, int] | None
 """Position of the node that made an input, and which of its outputs; ``None`` for what needs no gradient."""
@@ -26,6 +28,8 @@ class Parameter:
     """Name of the module that owns it; for a parametrized weight, of the parametrized module."""
     module_type: str
     trainable: bool
+    also: tuple[str, ...] = ()
+    """Names of other modules that it is tied to."""
 
     @property
     def output_axis(self) -> int:
@@ -48,6 +52,10 @@ class Graph:
     roots: list[tuple[int, int]] = field(default_factory=list)
     consumers: list[list[int]] = field(default_factory=list)
     """Positions of the nodes that read a node's outputs."""
+    memory: dict[object, object] = field(default_factory=dict)
+    """What was found out about nodes, for the next reading."""
+    norms: dict[int, str] = field(default_factory=dict)
+    """Names for people of the normalizations that the rules found, by position."""
 
     def readers(self, position: int, limit: int = 64) -> Iterator[int]:
         """Nodes that read a value, nearest first."""
@@ -81,9 +89,16 @@ def operation_name(node: Any) -> str:
     return str(node.name()).rsplit("::", 1)[-1]
 
 
+@lru_cache(maxsize=4096)
+@cache
 def short_name(name: str) -> str:
     """Name of an operation for people: ``ReluBackward0`` becomes ``Relu``."""
     return re.sub(r"Backward\d*$", "", name)
+
+
+def signed(number: int) -> int:
+    """Undo the unsigned form in which PyTorch saves negative dimensions."""
+    return number - (1 << 64) if number >= 1 << 63 else number
 
 
 def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -94,31 +109,43 @@ def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 def parameters_of(model: nn.Module) -> list[Parameter]:
     """Describe the parameters in the order of ``model.named_parameters()``."""
     types = {name: type(module).__name__ for name, module in model.named_modules(remove_duplicate=False)}
+    owners: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(parameter), []).append(name.rpartition(".")[0])
     result = []
     for name, parameter in named_parameters(model):
         owner = re.sub(r"(^|\.)parametrizations\.[^.]+$", "", name.rpartition(".")[0])
         kind = types.get(owner, "").removeprefix("Parametrized")
-        result.append(Parameter(name, tuple(parameter.shape), owner, kind, parameter.requires_grad))
+        also = tuple(_uncompiled(other) for other in owners[id(parameter)][1:] if other)
+        shape = tuple(parameter.shape)
+        result.append(Parameter(name, shape, _uncompiled(owner), kind, parameter.requires_grad, also))
     return result
 
 
-def read_graph(outputs: Iterable[Tensor], model: nn.Module) -> Graph:
+def _uncompiled(name: str) -> str:
+    """A module's name without the level that ``torch.compile`` adds."""
+    return re.sub(r"(^|\.)_orig_mod(?=\.|$)", "", name).lstrip(".")
+
+
+def read_graph(outputs: Iterable[Tensor], model: nn.Module, standins: Standins | None = None) -> Graph:
     """List the operations behind ``outputs``, without running or unpacking anything.
 
     Args:
         outputs: Tensors that still have their graph.
         model: The model whose parameters are looked for.
+        standins: What to read in place of operations that hide what they do.
 
     Returns:
         The graph; leaves that are no parameters of the model count as data.
     """
     numbers = {id(parameter): number for number, (_, parameter) in enumerate(named_parameters(model))}
+    standins = standins or Standins()
     graph = Graph()
     positions: dict[Any, int] = {}
     roots: list[tuple[Any, int]] = []
     for output in outputs:
         if output.grad_fn is not None:
-            roots.append((output.grad_fn, output.output_nr))
+            roots.append(standins.resolve((output.grad_fn, output.output_nr)))
         elif id(output) in numbers:
             with torch.enable_grad():  # a view of a parameter has the node that stands for it
                 roots.append((output.view_as(output).grad_fn, 0))
@@ -127,7 +154,7 @@ def read_graph(outputs: Iterable[Tensor], model: nn.Module) -> Graph:
         node, ready = stack.pop()
         if node in positions:
             continue
-        following = node.next_functions
+        following = [source if source[0] is None else standins.resolve(source) for source in node.next_functions]
         if not ready:
             stack.append((node, True))
             stack.extend((source, False) for source, _ in following if source is not None and source not in positions)
@@ -143,8 +170,9 @@ def read_graph(outputs: Iterable[Tensor], model: nn.Module) -> Graph:
         variable = getattr(node, "variable", None)
         if variable is not None:
             graph.shapes[-1] = (tuple(variable.shape),)
-            if id(variable) in numbers:
-                graph.leaves[position] = numbers[id(variable)]
+            number = numbers.get(standins.identity(variable))
+            if number is not None:
+                graph.leaves[position] = number
     graph.roots = [(positions[node], index) for node, index in roots]
     return graph
 

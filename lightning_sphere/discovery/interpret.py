@@ -4,18 +4,44 @@ from __future__ import annotations
 
 import numpy as np
 
-from lightning_sphere.discovery import rules_linear, rules_norm, rules_pointwise, rules_shape
+from lightning_sphere.discovery import (
+    rules_attention,
+    rules_complex,
+    rules_images,
+    rules_index,
+    rules_inplace,
+    rules_linear,
+    rules_norm,
+    rules_pointwise,
+    rules_products,
+    rules_shape,
+    rules_write,
+)
 from lightning_sphere.discovery.degrees import Degree, Shape, Value, constant
 from lightning_sphere.discovery.graph import Graph, Parameter, short_name
 from lightning_sphere.discovery.registry import RULES, Context
 from lightning_sphere.discovery.rules_pointwise import unknown
 from lightning_sphere.discovery.system import Cause, Symbol, System
 
-RULE_MODULES = (rules_linear, rules_norm, rules_pointwise, rules_shape)
+RULE_MODULES = (
+    rules_attention,
+    rules_complex,
+    rules_images,
+    rules_index,
+    rules_inplace,
+    rules_linear,
+    rules_norm,
+    rules_pointwise,
+    rules_products,
+    rules_shape,
+    rules_write,
+)
 """Imported for their rules."""
 
 
-def interpret(graph: Graph, parameters: list[Parameter], symbols: list[Symbol], record: bool) -> System:
+def interpret(
+    graph: Graph, parameters: list[Parameter], symbols: list[Symbol], record: bool, free: bool = False
+) -> System:
     """Collect the constraints that a graph puts on the exponents of some symbols.
 
     Args:
@@ -23,13 +49,15 @@ def interpret(graph: Graph, parameters: list[Parameter], symbols: list[Symbol], 
         parameters: The model's parameters.
         symbols: What is scaled, each symbol alone.
         record: Whether to record the exponents of whole parameters too.
+        free: Whether single numbers may scale by anything.
 
     Returns:
         The constraints. Rules that fail count as unknown operations: nothing is ever raised from here.
     """
-    system = System(symbols, record)
+    system = System(symbols, record, free)
     leaves = _leaf_degrees(parameters, symbols)
     values: list[tuple[Value, ...]] = []
+    buffers: set[int] = set()  # positions of nodes whose output is not written everywhere yet
     for position, edges in enumerate(graph.edges):
         shapes = graph.shapes[position]
         if position in graph.leaves:
@@ -41,11 +69,18 @@ def interpret(graph: Graph, parameters: list[Parameter], symbols: list[Symbol], 
             values.append((Value(shape, degree, varies=tuple(size > 1 for size in shape)),))
             continue
         inputs = [None if edge is None else _output(values[edge[0]], edge[1]) for edge in edges]
-        if all(value is None or value.trivial for value in inputs):
+        name = short_name(graph.names[position])
+        zeros = name in rules_write.WRITERS or (name == "Mul" and None in edges)  # may be made, or be left
+        if all(value is None or value.trivial for value in inputs) and not zeros:
             values.append(tuple(constant(shape) for shape in shapes))
             continue
         context = Context(system, graph, parameters, position, inputs)
-        function = RULES.get(short_name(graph.names[position]), unknown)
+        if buffers and any(edge is not None and edge[0] in buffers for edge in edges):
+            context.inputs = [
+                value if value is None or value.blank is None else rules_write.seen_by(context, edge, value)
+                for value, edge in zip(inputs, edges, strict=True)
+            ]
+        function = RULES.get(name, unknown)
         try:
             outputs = function(context)
         except Exception:
@@ -56,12 +91,15 @@ def interpret(graph: Graph, parameters: list[Parameter], symbols: list[Symbol], 
             if source is not None:
                 values[source[0]] = tuple(value if i == source[1] else v for i, v in enumerate(values[source[0]]))
         result = (outputs,) if isinstance(outputs, Value) else tuple(outputs)
+        if any(value.blank is not None for value in result):
+            buffers.add(position)
         values.append(result + tuple(constant(shape) for shape in shapes[len(result) :]))
     for position, index in graph.roots:
         root = _output(values[position], index)
         cause = Cause("loss", position, "loss")
         for degree in (root.degree, *(offset.degree for offset in root.offsets)):
             system.zero(degree, cause)
+    system.close()
     return system
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from heapq import heapify, heappop, heappush
 
 from lightning_sphere.discovery.system import Balance
 
@@ -19,7 +20,8 @@ def propose_sets(balances: list[Balance], seeds: Iterable[int], allowed: frozens
 
     Args:
         balances: Sums of exponents that must be equal.
-        seeds: Parameters to start from; each must itself be the last one multiplied into its sums.
+        seeds: Parameters to start from. Those that are the last ones multiplied into their sums come first; of the
+            others, which further layers follow, sets count that share no member with what was found before.
         allowed: Parameters that may be members.
 
     Returns:
@@ -32,15 +34,17 @@ def propose_sets(balances: list[Balance], seeds: Iterable[int], allowed: frozens
     found: dict[tuple[int, ...], None] = {}
     covered: set[int] = set()
     failed: set[int] = set()
-    for seed in seeds:
-        if seed in covered or not all(_writes(balances[number], seed) for number in touching[seed]):
-            continue
-        members = _close(balances, touching, seed, allowed - failed)
-        if members is None:
-            failed.add(seed)  # what needs it fails as well
-        elif len(members) > 1:
-            found[tuple(sorted(members))] = None
-            covered |= members
+    ordered = list(seeds)
+    for last in (True, False):
+        for seed in ordered:
+            if seed in covered | failed or all(_writes(balances[number], seed) for number in touching[seed]) != last:
+                continue
+            members = _close(balances, touching, seed, allowed - failed if last else allowed - failed - covered)
+            if members is None and last:
+                failed.add(seed)  # what needs it fails as well
+            elif members is not None and len(members) > 1:
+                found[tuple(sorted(members))] = None
+                covered |= members
     return tuple(found)
 
 
@@ -52,9 +56,15 @@ def _writes(balance: Balance, seed: int) -> bool:
 def _close(
     balances: list[Balance], touching: dict[int, list[int]], seed: int, allowed: frozenset[int]
 ) -> set[int] | None:
-    members, pending = {seed}, dict.fromkeys(touching[seed])
+    members = {seed}
+    # Short sums come first: they leave no choice of who is scaled.
+    pending = [(len(balances[n].left) + len(balances[n].right), n) for n in touching[seed]]
+    heapify(pending)
+    waiting = set(touching[seed])
     while pending:
-        balance = balances[pending.popitem()[0]]
+        number = heappop(pending)[1]
+        waiting.discard(number)
+        balance = balances[number]
         left, right = (
             sum([power for parameter, power in side.items() if parameter in members])
             for side in (balance.left, balance.right)
@@ -68,5 +78,7 @@ def _close(
         members.add(partner)
         if len(members) > MAX_MEMBERS:
             return None
-        pending.update(dict.fromkeys(touching[partner]))
+        for number in set(touching[partner]) - waiting:
+            waiting.add(number)
+            heappush(pending, (len(balances[number].left) + len(balances[number].right), number))
     return members

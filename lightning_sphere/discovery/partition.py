@@ -22,11 +22,13 @@ class Partition:
         rows: Number of rows.
     """
 
-    __slots__ = ("joined", "labels", "seen")
+    __slots__ = ("joined", "labels", "normalized", "seen")
 
     def __init__(self, rows: int) -> None:
         self.labels: IntArray = np.arange(rows + 1)
         self.joined = False
+        self.normalized: npt.NDArray[np.bool_] = np.zeros(rows + 1, dtype=bool)
+        """Rows that a norm was found for; where others must not be scaled, rows that nothing reads do not count."""
         self.seen: npt.NDArray[np.bool_] | None = None
         """Rows that were looked up, for parameters read by index; ``None`` when all rows are read."""
 
@@ -84,6 +86,12 @@ class Partition:
         """Whether all rows are in one class."""
         return self.labels.size == 2 or bool((self.labels[1:] == self.labels[1]).all())
 
+    def note_seen(self, rows: IntArray) -> None:
+        """Note that only some rows of a parameter were read, by index."""
+        if self.seen is None:
+            self.seen = np.zeros(self.labels.size - 1, dtype=bool)
+        self.seen[rows[rows > 0] - 1] = True
+
     def blocks(self) -> tuple[int, tuple[int, ...] | None] | None:
         """Express the classes as equal consecutive blocks.
 
@@ -93,6 +101,9 @@ class Partition:
         """
         labels = self.labels[1:]
         rows = labels.size
+        if not labels.all() and self.normalized.any():
+            classes = np.isin(labels, self.labels[np.flatnonzero(self.normalized)])
+            labels = np.where(classes, labels, 0)
         if self.seen is not None:
             return self._looked_up_blocks(labels)
         if not labels.any():
@@ -118,6 +129,6 @@ class Partition:
     def _looked_up_blocks(self, labels: IntArray) -> tuple[int, None] | None:
         """Blocks of a table read by index: what joins the rows of this batch joins others in the next one."""
         seen = labels[self.seen]
-        if not seen.size or (seen == 0).any():
+        if not seen.size or not labels.all():  # rows that were not looked up are dead only by another use
             return None
         return (labels.size, None) if np.unique(seen).size == seen.size else (1, None)

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lightning_sphere.discovery.degrees import Degree, Shape, Value, constant
-from lightning_sphere.discovery.graph import Graph, Parameter, short_name
+from lightning_sphere.discovery.graph import Graph, Parameter, short_name, signed
+from lightning_sphere.discovery.stabilizers import added_number
 from lightning_sphere.discovery.system import Cause, System
 
 Rule = Callable[["Context"], "Value | Sequence[Value]"]
@@ -99,7 +100,7 @@ class Context:
 
         Args:
             value: The value.
-            forgive: Whether a number added to a statistic may be overlooked: the ``eps`` of a norm.
+            forgive: Whether a small number may be overlooked: the ``eps`` of a norm.
 
         Returns:
             The value without offsets.
@@ -108,11 +109,16 @@ class Context:
             return value
         degree, forgiven = value.degree, False
         for offset in value.offsets:
-            if forgive and offset.stabilizer:
-                forgiven = True
-                continue
-            cause = self.cause("constant" if offset.constant else "added", degree, offset.degree)
-            degree = self.system.equal(degree, offset.degree, cause)
+            if forgive and offset.stabilizer is not None:
+                found = added_number(self.graph, offset.stabilizer, value.statistic)
+                if found.small:
+                    forgiven = True
+                    self.system.note_share(degree, found.share)
+                    continue
+            kind = "added"
+            if offset.constant:
+                kind = "statistic" if forgive and value.statistic else "constant"
+            degree = self.system.equal(degree, offset.degree, self.cause(kind, degree, offset.degree))
         result = replace(value, degree=degree, offsets=())
         if not forgiven:
             self.settled.update((index, result) for index, given in enumerate(self.inputs) if given is value)
@@ -129,10 +135,11 @@ class Context:
     def uniform(self, value: Value, axes: Sequence[int]) -> Value:
         """Demand that a value and what was added to it each scale equally along ``axes``."""
         cause = self.cause("mixed")
+        join = self.system.single if all(size == 1 for size in self.shape) else self.system.uniform
         return replace(
             value,
-            degree=self.system.uniform(value.degree, axes, cause),
-            offsets=tuple(replace(o, degree=self.system.uniform(o.degree, axes, cause)) for o in value.offsets),
+            degree=join(value.degree, axes, cause),
+            offsets=tuple(replace(o, degree=join(o.degree, axes, cause)) for o in value.offsets),
         )
 
     def passed(self, value: Value, label: str) -> Value:
@@ -152,8 +159,3 @@ _TRANSPARENT = {
     "Alias",
     "Add",
 }
-
-
-def signed(number: int) -> int:
-    """Undo the unsigned form in which PyTorch saves negative dimensions."""
-    return number - (1 << 64) if number >= 1 << 63 else number

@@ -1,4 +1,4 @@
-"""Rules for products that contract dimensions: convolutions, matrix products, attention, embeddings."""
+"""Rules for products that contract dimensions: convolutions, matrix products, embeddings."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
+from torch import Tensor
 
 from lightning_sphere.discovery.degrees import Degree, Offset, Value, constant, either
 from lightning_sphere.discovery.partition import IntArray
 from lightning_sphere.discovery.registry import Context, rule
-from lightning_sphere.discovery.rules_pointwise import _sum
+from lightning_sphere.discovery.rules_attention import sums_to_one
+from lightning_sphere.discovery.rules_pointwise import _sum, unknown
+from lightning_sphere.discovery.rules_shape import indexed
 from lightning_sphere.discovery.system import constant_offset
 
 
@@ -27,7 +30,9 @@ def _bilinear(
     """
     if first.offsets and second.offsets:
         second = ctx.settle(second)
-    degree = ctx.system.product(first.degree, second.degree)
+    # The weight, on whichever side it stands, is multiplied last: it has been multiplied with less than its input.
+    degrees = sorted((first.degree, second.degree), key=lambda degree: -len(degree.powers))
+    degree = ctx.system.product(degrees[0], degrees[1])
     offsets = [
         Offset(ctx.system.product(o.degree, second.degree), varies(o, None), o.constant, source=o.source)
         for o in first.offsets
@@ -45,8 +50,9 @@ def _rows_only(value: Value, function: Callable[[IntArray], IntArray]) -> Value:
     return replace(value, degree=value.degree.map(function), offsets=offsets)
 
 
-def _matmul(ctx: Context, first: Value | None, second: Value | None) -> Value:
-    """``(..., n, k) @ (..., k, m)``."""
+def _matmul(ctx: Context, first: Value | None, second: Value | None, place: int | None = None) -> Value:
+    """``(..., n, k) @ (..., k, m)``; the operands may be inputs of the node, from number ``place`` on."""
+    edges = (None, None) if place is None else ctx.graph.edges[ctx.position][place : place + 2]
     ndim = len(ctx.shape)
     lead = ctx.shape[:-2]
     a = ctx.uniform(constant((*lead, ctx.shape[-2], 1)) if first is None else first, [ndim - 1])
@@ -54,9 +60,13 @@ def _matmul(ctx: Context, first: Value | None, second: Value | None) -> Value:
 
     def varies(left: Offset | None, right: Offset | None) -> tuple[bool, ...]:
         if left is not None:
-            return (*(True for _ in lead), left.varies[-2], True)
+            mean = not left.varies[-1] and sums_to_one(ctx.graph, edges[1], ndim - 2)
+            lead_varies = left.varies[:-2] if mean else either(left.varies[:-2], b.varies[:-2])
+            return (*lead_varies, left.varies[-2], not mean)
         assert right is not None
-        return (*(True for _ in lead), True, right.varies[-1])
+        mean = not right.varies[-2] and sums_to_one(ctx.graph, edges[0], ndim - 1)
+        lead_varies = right.varies[:-2] if mean else either(right.varies[:-2], a.varies[:-2])
+        return (*lead_varies, not mean, right.varies[-1])
 
     return _bilinear(ctx, a, b, varies)
 
@@ -64,7 +74,30 @@ def _matmul(ctx: Context, first: Value | None, second: Value | None) -> Value:
 @rule("Mm", "Bmm")
 def matmul(ctx: Context) -> Value:
     """Matrix product, batched or not."""
-    return _matmul(ctx, ctx.inputs[0], ctx.inputs[1])
+    return _matmul(ctx, ctx.inputs[0], ctx.inputs[1], 0)
+
+
+@rule("GroupedMm")
+def grouped_matmul(ctx: Context) -> Value | Sequence[Value]:
+    """A mixture of experts: each token, ``(t, k)``, is multiplied by one of the matrices ``(experts, k, n)``."""
+    tokens, experts = ctx.inputs[:2]
+    if len(ctx.shape) != 2 or (experts is not None and len(experts.shape) != 3):
+        return unknown(ctx)
+    if experts is not None:
+        joined = ctx.uniform(ctx.settle(experts), [0])  # which expert a token gets changes from batch to batch
+        experts = joined.map(lambda rows: rows[0], joined.shape[1:], lambda flags: flags[1:])
+    return _matmul(ctx, tokens, experts)
+
+
+@rule("Glu")
+def gated(ctx: Context) -> Value:
+    """One half, times the sigmoid of the other: the gate must not scale."""
+    value = ctx.source()
+    (axis,) = ctx.dims("dim", len(value.shape))
+    half = ctx.shape[axis]
+    ctx.zero(indexed(value, axis, slice(half, None), ctx.shape))
+    kept = indexed(value, axis, slice(0, half), ctx.shape)
+    return Value(ctx.shape, ctx.settle(kept).degree, varies=(True,) * len(ctx.shape), via=kept.via)
 
 
 @rule("Addmm", "Baddbmm", "Addbmm")
@@ -75,7 +108,7 @@ def add_matmul(ctx: Context) -> Value:
         for value in (bias, first, second):
             ctx.zero(value)
         return constant(ctx.shape)
-    product = _matmul(ctx, first, second)
+    product = _matmul(ctx, first, second, 1)
     if bias is None:
         everywhere = (True,) * len(ctx.shape)
         return replace(product, offsets=(*product.offsets, constant_offset(everywhere, ctx.name)))
@@ -182,6 +215,8 @@ def _transposed_filters(ctx: Context, filters: Value, groups: int, channels: int
 def embedding(ctx: Context) -> Value:
     """Rows of a table, looked up by index."""
     table = ctx.settle(ctx.source())
+    if getattr(ctx.node._raw_saved_indices, "unpack_hook", None) is not None:  # which rows are read stays unknown
+        table = ctx.uniform(table, [0])
     indices: IntArray | None = None
 
     def look_up(rows: IntArray) -> IntArray:
@@ -189,19 +224,22 @@ def embedding(ctx: Context) -> Value:
         if rows.shape[0] == 1:
             return rows.reshape((1,) * (len(ctx.shape) - 1) + rows.shape[1:])
         if indices is None:
-            indices = np.asarray(ctx.node._saved_indices.detach().cpu().numpy(), dtype=np.intp)
+            indices = _indices(ctx.node._saved_indices, rows.shape[0])
         found: IntArray = rows[indices].reshape((*indices.shape, rows.shape[1]))
         return found
 
     degree = table.degree.map(look_up)
     for symbol, terms in degree.fields.items():
-        partition = ctx.system.partitions[symbol]
         if any(rows.shape[-1] == 1 and indices is not None for _, rows in terms):
-            if partition.seen is None:
-                partition.seen = np.zeros(partition.labels.size - 1, dtype=bool)
-            for _, rows in terms:
-                partition.seen[rows[rows > 0] - 1] = True
+            ctx.system.partitions[symbol].note_seen(np.concatenate([rows.ravel() for _, rows in terms]))
     return Value(ctx.shape, degree, varies=(True,) * len(ctx.shape))
+
+
+def _indices(saved: Tensor, rows: int) -> IntArray:
+    """The indices that were looked up; a tensor without numbers stands for ones that differ as far as they can."""
+    if type(saved).__name__ == "FakeTensor":
+        return np.arange(saved.numel()).reshape(saved.shape) % rows
+    return np.asarray(saved.detach().cpu().numpy(), dtype=np.intp)
 
 
 @rule("EmbeddingBag")
@@ -210,23 +248,3 @@ def embedding_bag(ctx: Context) -> Sequence[Value]:
     table = ctx.settle(ctx.uniform(ctx.source(), [0]))
     value = Value(ctx.shape, table.degree, varies=(True,) * len(ctx.shape))
     return [value, *(constant(shape) for shape in ctx.shapes[1:])]
-
-
-@rule(
-    "ScaledDotProductFlashAttentionForCpu", "ScaledDotProductFlashAttention", "ScaledDotProductEfficientAttention",
-    "ScaledDotProductCudnnAttention", "ScaledDotProductFusedAttentionOverrideable", "ScaledDotProductAttentionMath",
-)  # fmt: skip
-def attention(ctx: Context) -> Sequence[Value]:
-    """Softmax of queries and keys, which must not scale; the values are mixed along the sequence."""
-    query, key, value = ctx.inputs[:3]
-    for operand in (query, key, *ctx.inputs[3:]):
-        ctx.zero(operand)
-    rest = [constant(shape) for shape in ctx.shapes[1:]]
-    if value is None:
-        return [constant(ctx.shape), *rest]
-    ndim = len(ctx.shape)
-    axes = [ndim - 2]
-    axes += [axis for axis in range(ndim - 2) if value.shape[axis] != ctx.shape[axis]]
-    value = ctx.settle(value)
-    mixed = ctx.uniform(value, axes)
-    return [replace(mixed, shape=ctx.shape, varies=either(mixed.varies, (True,) * ndim)), *rest]

@@ -7,19 +7,12 @@ from dataclasses import replace
 from math import prod
 
 from lightning_sphere.discovery.degrees import ZERO, Offset, Value, constant
+from lightning_sphere.discovery.names import name_norm
 from lightning_sphere.discovery.registry import Context, rule
 from lightning_sphere.discovery.rules_pointwise import not_homogeneous
 from lightning_sphere.discovery.rules_shape import reshaped
+from lightning_sphere.discovery.stabilizers import eps_share
 from lightning_sphere.discovery.system import constant_offset
-
-
-def _norm_name(ctx: Context, kind: str) -> str:
-    """Name a norm by the module that owns its gain or bias."""
-    for index in (1, 2):
-        owner = ctx.leaf(index)
-        if owner is not None and owner.module:
-            return f"{kind} `{owner.module}`"
-    return kind
 
 
 def _normalize(ctx: Context, value: Value, axes: Sequence[int], kind: str, centred: bool = True) -> Value:
@@ -29,7 +22,8 @@ def _normalize(ctx: Context, value: Value, axes: Sequence[int], kind: str, centr
         value = replace(value, offsets=kept)
     value = ctx.settle(value)
     degree = ctx.system.uniform(value.degree, axes, ctx.cause("mixed"))
-    ctx.system.reset(degree, _norm_name(ctx, kind), value.via)
+    ctx.system.note_share(degree, eps_share(ctx.graph, ctx.position, centred))
+    ctx.system.reset(degree, name_norm(ctx.graph, ctx.parameters, ctx.position, kind), value.via)
     return Value(value.shape, ZERO, varies=(True,) * len(value.shape))
 
 
@@ -146,14 +140,20 @@ def reduce(ctx: Context) -> Value | Sequence[Value]:
     axes = set(ctx.dims("dim", ndim))
     if ctx.name in ("Mean", "Sum", "Nansum"):
         return _collapsed(ctx, _mean(ctx, value, axes, ctx.name == "Mean"), axes)
-    spread = ctx.name in ("Var", "Std", "VarMean", "StdMean")
-    centred = tuple(o for o in value.offsets if not spread or any(o.varies[axis] for axis in axes))
-    result = _collapsed(ctx, ctx.settle(replace(value, offsets=centred)), axes)
+    spread, extreme = ctx.name in ("Var", "Std", "VarMean", "StdMean"), ctx.name in _EXTREMES
+    varying = tuple(o for o in value.offsets if not (spread or extreme) or any(o.varies[axis] for axis in axes))
+    settled = ctx.settle(value if len(varying) == len(value.offsets) else replace(value, offsets=varying))
+    if extreme:  # what is constant along the dimensions is added to the greatest element as to every other one
+        settled = _mean(ctx, replace(settled, offsets=tuple(o for o in value.offsets if o not in varying)), axes)
+    result = _collapsed(ctx, settled, axes)
     if ctx.name.startswith("Var"):
         result = replace(result, degree=result.degree.scaled(2))
     if len(ctx.shapes) == 1:
         return result
     return [result, _collapsed(ctx, _mean(ctx, value, axes), axes) if spread else constant(ctx.shapes[1])]
+
+
+_EXTREMES = ("Amax", "Amin", "Max", "Min", "Median")
 
 
 def _mean(ctx: Context, value: Value, axes: set[int], exact: bool = True) -> Value:

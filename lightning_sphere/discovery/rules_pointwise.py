@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import prod
 
-from lightning_sphere.discovery.degrees import Offset, Shape, Value, constant, either
+import numpy as np
+from torch import Tensor
+
+from lightning_sphere.discovery.degrees import Blank, Offset, Value, constant, either
+from lightning_sphere.discovery.names import name_written_norm
 from lightning_sphere.discovery.registry import Context, rule
+from lightning_sphere.discovery.saved import saved_tensor
+from lightning_sphere.discovery.stabilizers import Stabilizer, lower_bound, one_number
 from lightning_sphere.discovery.system import constant_offset
+from lightning_sphere.discovery.values import LARGEST, Values
 
 LABELS = {
     "Relu": "ReLU",
@@ -42,17 +50,15 @@ def positively_homogeneous(ctx: Context) -> Value | Sequence[Value]:
         if ctx.graph.names[ctx.position] not in _CLAMPS_BY_NUMBERS:
             return not_homogeneous(ctx)
         low, high = ctx.saved("min"), ctx.saved("max")
-        stabilizes = value.statistic and not high and 0 < (low or 0) <= SMALL
-        if (low or high) and not stabilizes:
+        bound = lower_bound(ctx.graph, ctx.position, low or 0) if value.statistic and not high else Stabilizer(False)
+        if (low or high) and not bound.small:
             return not_homogeneous(ctx)
+        ctx.system.note_share(value.degree, bound.share)
     for slope in ctx.inputs[1:]:
         ctx.zero(slope)
     value = ctx.settle(value)
     return ctx.passed(value, LABELS[ctx.name]) if ctx.name in LABELS else value
 
-
-SMALL = 1e-3
-"""A statistic clamped from below by at most this is taken for one that is kept away from zero."""
 
 _CLAMPS_BY_NUMBERS = ("ClampMinBackward0", "ClampMaxBackward0", "ClampBackward1")
 """The other variants clamp by tensors, which must not be unpacked."""
@@ -62,14 +68,21 @@ _CLAMPS_BY_NUMBERS = ("ClampMinBackward0", "ClampMaxBackward0", "ClampBackward1"
 def add(ctx: Context) -> Value:
     """Both summands must scale equally, unless one is constant along some dimensions: see :class:`Offset`."""
     sign = -1 if ctx.name == "Sub" else 1
-    values = [value.broadcast(ctx.shape) for value in ctx.inputs if value is not None]
+    summands = [value for value in ctx.inputs if value is not None]
+    if len(summands) == 2 and any(value.blank for value in summands):  # zeros are added
+        return next((v for v in summands if not v.blank), constant(ctx.shape)).broadcast(ctx.shape)
+    values = [value.broadcast(ctx.shape) for value in summands]
     if not values:
         return constant(ctx.shape)
     if len(values) == 1:
         everywhere = (True,) * len(ctx.shape)
         if ctx.graph.names[ctx.position].endswith("1"):  # the variant for a tensor and a number
             everywhere = (False,) * len(ctx.shape)
-        extra = replace(constant_offset(everywhere, ctx.name), stabilizer=values[0].statistic)
+        elif not values[0].statistic and (added := one_number(ctx.graph, ctx.position)) is not None:
+            if added.zero:
+                return values[0]
+            everywhere = (False,) * len(ctx.shape)
+        extra = replace(constant_offset(everywhere, ctx.name), stabilizer=ctx.position)
         return replace(values[0], offsets=(*values[0].offsets, extra))
     return _sum(ctx, values[0], values[1], sign)
 
@@ -104,18 +117,25 @@ def multiply(ctx: Context) -> Value | Sequence[Value]:
     first, second = [None if value is None else value.broadcast(ctx.shape) for value in ctx.inputs[:2]]
     sign = -1 if ctx.name == "Div" else 1
     if second is None and first is not None:
-        return _times_data(first, ctx.shape)
+        return _times_data(ctx, first, "other")
     if second is not None and (sign < 0 or (first is not None and first.offsets)):
         second = ctx.settle(second, forgive=sign < 0)
     if second is None:
         return constant(ctx.shape)
     if first is None:
-        scaled = _times_data(second, ctx.shape)
+        scaled = _times_data(ctx, second, "self")
         return replace(scaled, degree=scaled.degree.scaled(sign))
+    if sign > 0 and ctx.leaf(0) is not None and ctx.leaf(1) is None:
+        first, second = second, first  # a gain is multiplied last, on whichever side it is written
     degree = ctx.system.product(first.degree, second.degree, sign)
+    known = len(first.degree.powers) + len(first.degree.fields)
+    if second.statistic and len(degree.powers) + len(degree.fields) < known:
+        first = _normalized(ctx, first, second)
+    if first.degree.powers.keys() & second.degree.powers.keys() - degree.powers.keys():
+        _norm_by_hand(ctx)  # remembered for the reasons of what can't be scaled here any more
     for symbol in first.degree.fields.keys() & second.degree.fields.keys() - degree.fields.keys():
         if ctx.system.partitions[symbol].alive:
-            ctx.system.norms.setdefault(symbol, {})[_norm_by_hand(ctx), first.via] = None
+            ctx.system.note_norm(symbol, first.degree.fields[symbol], _norm_by_hand(ctx), first.via)
     offsets = [
         Offset(ctx.system.product(o.degree, factor.degree, sign), either(o.varies, factor.varies), o.constant)
         for value, factor in ((first, second), (second, first))
@@ -125,10 +145,28 @@ def multiply(ctx: Context) -> Value | Sequence[Value]:
     return Value(ctx.shape, degree, tuple(offsets), either(first.varies, second.varies), statistic, first.via)
 
 
-def _times_data(value: Value, shape: Shape) -> Value:
-    """Multiply by a number or by data: what was added may vary along every dimension afterwards."""
-    offsets = tuple(replace(o, varies=(True,) * len(shape), key=None) for o in value.offsets)
-    return replace(value, shape=shape, offsets=offsets, varies=(True,) * len(shape))
+def _normalized(ctx: Context, value: Value, statistic: Value) -> Value:
+    """What is divided by its own statistic: that has demanded already that what varies under it scales as the rest."""
+    reduced = [axis for axis, flag in enumerate(statistic.varies) if not flag]
+    varying = tuple(o for o in value.offsets if any(o.varies[axis] for axis in reduced))
+    left = tuple(o for o in value.offsets if o not in varying)
+    return replace(ctx.settle(replace(value, offsets=varying)), offsets=left)
+
+
+def _times_data(ctx: Context, value: Value, operand: str) -> Value:
+    """Multiply by a number or by data: what was added varies afterwards wherever these do, if they were saved."""
+    data, shape = saved_tensor(ctx.node, operand), ctx.shape
+    if ctx.name == "Mul" and data is not None and 0 < data.numel() <= SMALL and not data.any():
+        return replace(constant(shape), blank=Blank(np.ones((1,) * len(shape), dtype=bool), True))
+    varies = (True,) * len(shape)
+    if data is not None:
+        varies = (False,) * (len(shape) - data.ndim) + tuple(size != 1 for size in data.shape)
+    offsets = tuple(replace(o, varies=either(o.varies, varies), key=None) for o in value.offsets)
+    return replace(value, shape=shape, offsets=offsets, varies=either(value.varies, varies))
+
+
+SMALL = 1 << 16
+"""Data of at most so many elements, such as the first state of a recurrence, is looked at: it may be zero."""
 
 
 def _unkeyed(value: Value) -> Value:
@@ -136,19 +174,16 @@ def _unkeyed(value: Value) -> Value:
 
 
 def _norm_by_hand(ctx: Context) -> str:
-    """Name a norm that is written out, by the module that owns the gain which follows."""
-    position = ctx.position
-    for _ in range(4):
-        readers = ctx.graph.consumers[position]
-        if len(readers) != 1:
-            break
-        position = readers[0]
-        reader = Context(ctx.system, ctx.graph, ctx.parameters, position, [])
-        if reader.name == "Mul":
-            for index in range(2):
-                if (gain := reader.leaf(index)) is not None and gain.module:
-                    return f"{gain.module_type} `{gain.module}`"
-    return "division by its own statistic"
+    """Name a norm that is written out; the smaller operand is its statistic."""
+    shapes = [(0,) if value is None else value.shape for value in ctx.inputs[:2]]
+    return name_written_norm(ctx.graph, ctx.parameters, ctx.position, int(prod(shapes[1]) <= prod(shapes[0])))
+
+
+@rule("Sign", "Sgn")
+def sign(ctx: Context) -> Value:
+    """A positive factor does not change it."""
+    ctx.settle(ctx.source())
+    return constant(ctx.shape)
 
 
 @rule("Pow", "Sqrt", "Rsqrt", "Reciprocal")
@@ -163,15 +198,51 @@ def power(ctx: Context) -> Value | Sequence[Value]:
     return replace(value, degree=value.degree.scaled(exponent), shape=ctx.shape)
 
 
-@rule("Maximum", "Minimum", "Where", "Lerp")
+@rule("Maximum", "Minimum", "Where", "Lerp", "Hypot", "Fmax", "Fmin")
 def choose(ctx: Context) -> Value:
     """One of two values, or between them: both must scale equally."""
     if ctx.name == "Lerp" and len(ctx.inputs) > 2:
         ctx.zero(ctx.inputs[2])
+    if ctx.name == "Maximum" and (bounded := _bounded(ctx)) is not None:
+        return bounded
+    if ctx.name == "Where" and (alone := _else_zero(ctx)) is not None:
+        return alone
     settled = _settled_operands(ctx, 2)
     cause = ctx.cause("added", settled[0].degree, settled[1].degree)
     degree = ctx.system.equal(settled[0].degree, settled[1].degree, cause)
     return Value(ctx.shape, degree, varies=(True,) * len(ctx.shape), via=settled[0].via)
+
+
+def _else_zero(ctx: Context) -> Value | None:
+    """One of the values, where the numbers show that the other one is zero, or infinite."""
+    condition = saved_tensor(ctx.node, "condition")
+    value = next((v for v in ctx.inputs[:2] if v is not None), None)
+    if condition is None or value is None or None not in ctx.inputs[:2]:
+        return None
+    unused = condition if ctx.inputs[0] is None else condition.logical_not()
+    if not scales_at(ctx, unused):
+        return None
+    return replace(ctx.settle(value.broadcast(ctx.shape)), varies=(True,) * len(ctx.shape))
+
+
+def scales_at(ctx: Context, where: Tensor) -> bool:
+    """Whether the numbers show nothing but zeros and infinities at some elements of the output."""
+    numbers = Values(ctx.graph).later((ctx.position, 0))
+    if numbers is None or not 0 < numbers.numel() <= LARGEST:
+        return False
+    return not bool((numbers.ne(0) & numbers.isfinite() & where).any())
+
+
+def _bounded(ctx: Context) -> Value | None:
+    """A statistic that a small number bounds from below."""
+    for value, operand in zip(ctx.inputs[:2], ("other", "self"), strict=True):
+        data = saved_tensor(ctx.node, operand)
+        if value is not None and value.statistic and data is not None and data.numel() == 1:
+            bound = lower_bound(ctx.graph, ctx.position, float(data), "self" if operand == "other" else "other")
+            ctx.system.note_share(value.degree, bound.share)
+            if bound.small and value is not None:
+                return replace(ctx.settle(value.broadcast(ctx.shape)), shape=ctx.shape)
+    return None
 
 
 def _settled_operands(ctx: Context, count: int) -> list[Value]:
@@ -193,9 +264,10 @@ def add_product(ctx: Context) -> Value:
     "Gelu", "Silu", "Sigmoid", "Tanh", "Softplus", "Elu", "Selu", "Celu", "Mish", "Hardswish", "Hardsigmoid",
     "Hardtanh",
     "Exp", "Expm1", "Log", "Log1P", "Log2", "Log10", "Sin", "Cos", "Erf", "Softmax", "LogSoftmax", "SafeSoftmax",
-    "LogSigmoid", "Logsumexp", "Softshrink", "Hardshrink", "Glu", "Atan", "Asinh",
+    "LogSigmoid", "Logsumexp", "Softshrink", "Hardshrink", "Atan", "Asinh",
     "NllLoss", "NllLoss2D", "BinaryCrossEntropy", "BinaryCrossEntropyWithLogits", "MseLoss", "SmoothL1Loss",
     "HuberLoss", "L1Loss", "KlDiv", "CtcLoss", "SoftMarginLoss", "MultilabelMarginLoss", "CudnnCtcLoss",
+    "MkldnnRnnLayer", "CudnnRnn", "MiopenRnn", "ThnnFusedLstmCell", "ThnnFusedGruCell",
 )  # fmt: skip
 def not_homogeneous(ctx: Context) -> Sequence[Value]:
     """The output depends on the input's scale, and not by a power of it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from math import prod
@@ -19,14 +19,14 @@ from lightning_sphere.discovery.degrees import (
     Term,
     Value,
     constant,
-    either,
     reshape_rows,
     reshape_varies,
     too_large,
 )
+from lightning_sphere.discovery.graph import signed
 from lightning_sphere.discovery.partition import IntArray
-from lightning_sphere.discovery.registry import Context, rule, signed
-from lightning_sphere.discovery.rules_pointwise import LABELS, not_homogeneous
+from lightning_sphere.discovery.registry import Context, rule
+from lightning_sphere.discovery.rules_pointwise import not_homogeneous
 
 
 @rule("View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Flatten", "ViewAs", "Reshape", "Unflatten")
@@ -96,7 +96,7 @@ def repeat(ctx: Context) -> Value:
     return value.map(tile, ctx.shape, varies)
 
 
-def _indexed(value: Value, axis: int, index: Any, shape: Shape) -> Value:
+def indexed(value: Value, axis: int, index: Any, shape: Shape) -> Value:
     """Take ``index`` along one axis; an integer removes the axis."""
     drop = not isinstance(index, slice)
 
@@ -114,7 +114,7 @@ def select(ctx: Context) -> Value:
     """One index of a dimension."""
     value = ctx.source()
     (axis,) = ctx.dims("dim", len(value.shape))
-    return _indexed(value, axis, signed(int(ctx.saved("index"))), ctx.shape)
+    return indexed(value, axis, signed(int(ctx.saved("index"))), ctx.shape)
 
 
 @rule("Slice")
@@ -124,7 +124,7 @@ def cut(ctx: Context) -> Value:
     (axis,) = ctx.dims("dim", len(value.shape))
     start, end, step = (ctx.saved(name) for name in ("start", "end", "step"))
     index = slice(*(None if bound is None else signed(int(bound)) for bound in (start, end, step)))
-    return _indexed(value, axis, index, ctx.shape)
+    return indexed(value, axis, index, ctx.shape)
 
 
 @rule("Narrow")
@@ -133,7 +133,7 @@ def narrow(ctx: Context) -> Value:
     value = ctx.source()
     (axis,) = ctx.dims("dim", len(value.shape))
     start = signed(int(ctx.saved("start")))
-    return _indexed(value, axis, slice(start, start + ctx.shape[axis]), ctx.shape)
+    return indexed(value, axis, slice(start, start + ctx.shape[axis]), ctx.shape)
 
 
 @rule("Split", "SplitWithSizes", "UnsafeSplit", "UnsafeSplitWithSizes", "Chunk", "Unbind", "TensorSplit")
@@ -142,13 +142,13 @@ def split(ctx: Context) -> Sequence[Value]:
     value = ctx.source()
     (axis,) = ctx.dims("dim", len(value.shape))
     if ctx.name == "Unbind":
-        return [_indexed(value, axis, index, shape) for index, shape in enumerate(ctx.shapes)]
+        return [indexed(value, axis, index, shape) for index, shape in enumerate(ctx.shapes)]
     sizes = [shape[axis] for shape in ctx.shapes]
     if sum(sizes) != value.shape[axis]:
         sizes = _split_sizes(ctx, value.shape[axis])
     starts = np.cumsum([0, *sizes]).tolist()
     return [
-        _indexed(value, axis, slice(starts[i], starts[i + 1]), shape)
+        indexed(value, axis, slice(starts[i], starts[i + 1]), shape)
         if len(shape) == len(value.shape)
         else constant(shape)
         for i, shape in enumerate(ctx.shapes)
@@ -184,22 +184,29 @@ def concatenate(ctx: Context) -> Value | Sequence[Value]:
     size = rest // max(len(missing), 1)
     filler = constant((*ctx.shape[:axis], size, *ctx.shape[axis + 1 :]))
     parts = [filler if value is None else value for value in values]
-    degree = _joined(ctx, [part.degree for part in parts], parts, axis)
+    parts = [part for part in parts if part.shape[axis]]  # a cache of keys and values is empty at first
+    if len(parts) == 1:
+        return parts[0]
+
+    def combine(pieces: Sequence[IntArray]) -> IntArray:
+        return _concatenated(pieces, parts, axis)
+
+    degree = joined(ctx, [part.degree for part in parts], combine)
     offsets = []
-    for row in zip_longest(*(part.offsets for part in parts)):
-        degrees = [part.degree if o is None else o.degree for part, o in zip(parts, row, strict=True)]
-        flags = (False,) * len(ctx.shape)
-        for offset in row:
-            flags = either(flags, offset.varies) if offset is not None else flags
-        flags = (*flags[:axis], True, *flags[axis + 1 :])
-        offsets.append(Offset(_joined(ctx, degrees, parts, axis), flags, source=ctx.name))
+    for flags in dict.fromkeys(o.varies for part in parts for o in part.offsets):
+        # What is constant along the same dimensions is joined, a bias with a bias, so that a norm can remove it.
+        alike = [[o for o in part.offsets if o.varies == flags] for part in parts]
+        varies = (*flags[:axis], True, *flags[axis + 1 :])
+        for row in zip_longest(*alike):
+            degrees = [part.degree if o is None else o.degree for part, o in zip(parts, row, strict=True)]
+            offsets.append(Offset(joined(ctx, degrees, combine), varies, source=ctx.name))
     via = next((part.via for part in parts if part.via), ())
     statistic = all(part.statistic for part in parts)
     return Value(ctx.shape, degree, tuple(offsets), (True,) * len(ctx.shape), statistic, via)
 
 
-def _joined(ctx: Context, degrees: Sequence[Degree], parts: Sequence[Value], axis: int) -> Degree:
-    """Concatenate degrees; a part without a symbol gets row 0 there."""
+def joined(ctx: Context, degrees: Sequence[Degree], combine: Callable[[Sequence[IntArray]], IntArray]) -> Degree:
+    """Combine the row arrays of several degrees; one without a symbol gets row 0 there."""
     powers = degrees[0].powers
     for degree in degrees[1:]:
         powers = ctx.system.equal(Degree({}, powers), Degree({}, degree.powers), ctx.cause()).powers
@@ -214,57 +221,27 @@ def _joined(ctx: Context, degrees: Sequence[Degree], parts: Sequence[Value], axi
             for terms_left in rest:
                 match = next((i for i, term in enumerate(terms_left) if term[0] == coefficient), None)
                 pieces.append(empty if match is None else terms_left.pop(match)[1])
-            terms.append((coefficient, _concatenated(pieces, parts, axis)))
+            terms.append((coefficient, combine(pieces)))
         fields[symbol] = tuple(terms)
     return Degree(fields, powers)
 
 
 def _concatenated(pieces: Sequence[IntArray], parts: Sequence[Value], axis: int) -> IntArray:
     """Concatenate row arrays along an axis."""
-    common = np.broadcast_shapes(*((*p.shape[:axis], 1, *p.shape[axis + 1 :]) for p in pieces))
-    if all(p.size == 1 for p in pieces) and len({int(p.flat[0]) for p in pieces}) == 1:
+    if all(p.shape[axis] == 1 and np.array_equal(p, pieces[0]) for p in pieces):
         return pieces[0]
+    common = np.broadcast_shapes(*((*p.shape[:axis], 1, *p.shape[axis + 1 :]) for p in pieces))
     shapes = [(*common[:axis], part.shape[axis], *common[axis + 1 :]) for part in parts]
     return np.concatenate([np.broadcast_to(p, s) for p, s in zip(pieces, shapes, strict=True)], axis)
 
 
-@rule("Roll", "Flip", "IndexSelect", "RepeatInterleave", "Cumsum", "Gather", "TakeAlongDim", "Unfold",
-      "ConstantPadNd", "ReflectionPad1D", "ReflectionPad2D", "ReflectionPad3D", "ReplicationPad1D", "ReplicationPad2D",
-      "ReplicationPad3D", "Index", "MaskedSelect", "Im2Col", "Col2Im", "PixelShuffle", "PixelUnshuffle",
-      "Sort", "Topk", "Take", "Tril", "Triu", "Diagonal", "AsStrided")  # fmt: skip
+@rule("RepeatInterleave", "TakeAlongDim", "MaskedSelect", "Take")
 def rearrange(ctx: Context) -> Sequence[Value]:
-    """Elements are moved in a way that is not followed: all must scale equally along the dimensions concerned."""
-    value = ctx.source()
-    value = ctx.settle(value)
-    ndim = len(value.shape)
-    if ctx.name in ("Roll", "Flip"):
-        value = ctx.uniform(value, ctx.dims("dims", ndim))
-    elif ctx.name in ("IndexSelect", "Cumsum"):
-        value = ctx.uniform(value, ctx.dims("dim", ndim))
-    elif ctx.name.endswith(("PadNd", "Pad1D", "Pad2D", "Pad3D")):
-        padding = [int(size) for size in ctx.saved("pad", ctx.saved("padding", ()))]
-        value = ctx.uniform(value, [ndim - 1 - i // 2 for i, size in enumerate(padding) if size])
-    else:
-        value = ctx.uniform(value, range(ndim))
-        value = replace(value, degree=value.degree.map(lambda rows: rows.reshape(())))
+    """Elements are moved in a way that is not followed: all must scale equally."""
+    value = ctx.settle(ctx.source())
+    value = ctx.uniform(value, range(len(value.shape)))
+    value = replace(value, degree=value.degree.map(lambda rows: rows.reshape(())))
     value = replace(value, degree=value.degree.align(len(ctx.shape)), shape=ctx.shape, varies=(True,) * len(ctx.shape))
-    return [value, *(constant(shape) for shape in ctx.shapes[1:])]
-
-
-@rule("MaxPool2DWithIndices", "MaxPool3DWithIndices", "AdaptiveMaxPool2D", "AdaptiveMaxPool3D", "AvgPool2D",
-      "AvgPool3D", "AdaptiveAvgPool2D", "AdaptiveAvgPool3D", "MkldnnAdaptiveAvgPool2D", "UpsampleNearest1D",
-      "UpsampleNearest2D", "UpsampleNearest3D", "UpsampleBilinear2D", "UpsampleBicubic2D", "UpsampleLinear1D",
-      "UpsampleTrilinear3D", "UpsampleBilinear2DAa", "UpsampleBicubic2DAa")  # fmt: skip
-def pool(ctx: Context) -> Sequence[Value]:
-    """Mixes neighbours of the last dimensions; what is constant along them stays so, unless zeros are padded."""
-    value = ctx.source()
-    spatial = 3 if "3D" in ctx.name else 1 if "1D" in ctx.name else 2
-    padded = ctx.name.startswith("AvgPool") and any(int(size) for size in ctx.saved("padding", (1,)))
-    axes = range(len(ctx.shape) - spatial, len(ctx.shape))
-    if padded or any(any(o.varies[axis] for axis in axes) and "Max" in ctx.name for o in value.offsets):
-        value = ctx.settle(value)
-    value = replace(ctx.uniform(value, axes), shape=ctx.shape)
-    value = ctx.passed(value, LABELS.get(ctx.name, "pooling" if "Pool" in ctx.name else "upsampling"))
     return [value, *(constant(shape) for shape in ctx.shapes[1:])]
 
 

@@ -1,6 +1,6 @@
 """From the graph to the groups: three readings, each with other symbols.
 
-1. Each parameter alone, along each of its first two axes.
+1. Each parameter alone, along each of its first two axes; again where one number was made of all its rows.
 2. Each weight together with its own module's bias, where the first reading failed at adding that bias.
 3. Each set of parameters that the sums of the first reading propose, as one.
 """
@@ -29,6 +29,8 @@ class Finding:
     """What normalizes it, with the operations passed before."""
     cause: Cause | None = None
     """What forbids it."""
+    eps_share: float | None = None
+    """Largest share of an ``eps`` in what normalizes it."""
 
     @property
     def rank(self) -> tuple[bool, int, bool]:
@@ -44,6 +46,8 @@ class Solution:
     findings: dict[int, Finding]
     """By parameter number; for trainable parameters of two dimensions or more that the graph reaches."""
     joint_sets: tuple[tuple[int, ...], ...]
+    joint_facts: tuple[tuple[tuple[str, ...], float | None], ...] = ()
+    """Of each joint set: the norms that read it, and the largest share of their ``eps``."""
 
 
 def solve(graph: Graph, parameters: list[Parameter]) -> Solution:
@@ -64,7 +68,13 @@ def solve(graph: Graph, parameters: list[Parameter]) -> Solution:
         symbols += [Symbol(parameters[number].shape[axis], ((number, axis),), first + 1 - axis) for axis in (0, 1)]
     system = interpret(graph, parameters, symbols, record=True)
     findings = _findings(system, symbols, parameters)
-    candidates = _with_bias(parameters, findings, reached)
+    scaled = _by_own_number(symbols, system, findings)
+    if scaled:
+        finer = _findings(interpret(graph, parameters, scaled, record=False, free=True), scaled, parameters)
+        for number, finding in finer.items():
+            if finding.axis is not None and finding.rank > findings[number].rank:
+                findings[number] = finding
+    candidates = _with_bias(parameters, system, findings, reached)
     if candidates:
         joint = _findings(interpret(graph, parameters, candidates, record=False), candidates, parameters)
         for number, finding in joint.items():
@@ -73,7 +83,7 @@ def solve(graph: Graph, parameters: list[Parameter]) -> Solution:
             elif finding.axis is None and findings[number].axis is None and finding.cause is not None:
                 # What stops weight and bias together explains more than that the bias is added.
                 findings[number] = replace(findings[number], cause=finding.cause)
-    return Solution(findings, _joint_sets(graph, parameters, system, findings))
+    return Solution(findings, *_joint_sets(graph, parameters, system, findings))
 
 
 def _findings(system: System, symbols: list[Symbol], parameters: list[Parameter]) -> dict[int, Finding]:
@@ -89,27 +99,50 @@ def _findings(system: System, symbols: list[Symbol], parameters: list[Parameter]
             finding = Finding(cause=cause, norms=norms)
         else:
             partner = partners[0][0] if partners else None
-            if blocks[0] == 1 and symbol.rows > 1:
-                axis = parameters[parameter].output_axis  # all rows together: any axis says the same
-            finding = Finding(axis, blocks[0], blocks[1], partner, norms, cause)
-        if parameter not in findings or finding.rank > findings[parameter].rank:
+            output, shape = parameters[parameter].output_axis, parameters[parameter].shape
+            if blocks[0] == 1 and (partner is None or shape[output] == parameters[partner].shape[0]):
+                axis = output  # all rows together: any axis says the same
+            finding = Finding(axis, blocks[0], blocks[1], partner, norms, cause, system.shares.get(number))
+        known = findings.get(parameter)
+        tied = known is not None and finding.rank == known.rank and finding.axis == parameters[parameter].output_axis
+        if known is None or finding.rank > known.rank or (tied and finding.axis is not None):
             findings[parameter] = finding
     return findings
 
 
-def _with_bias(parameters: list[Parameter], findings: dict[int, Finding], reached: set[int]) -> list[Symbol]:
-    """Weights to be read again together with their module's bias."""
+def _by_own_number(symbols: list[Symbol], system: System, findings: dict[int, Finding]) -> list[Symbol]:
+    """Weights to be read again because a single number that was made of them may be all that joins their rows."""
+    gathered = {symbols[number].axes[0][0] for number in system.gathered}
+    alive = {number for number in gathered if findings[number].axis is not None}
+    return [Symbol(symbol.rows, symbol.axes) for symbol in symbols if symbol.axes[0][0] in alive]
+
+
+def _with_bias(
+    parameters: list[Parameter], system: System, findings: dict[int, Finding], reached: set[int]
+) -> list[Symbol]:
+    """Weights to be read again together with a vector of their module that was added to their output."""
     vectors: dict[str, list[int]] = {}
     for number in sorted(reached):
         if len(parameters[number].shape) == 1:
             vectors.setdefault(parameters[number].module, []).append(number)
+    added = {
+        (weight, bias)
+        for balance in system.balances
+        for left, right in ((balance.left, balance.right), (balance.right, balance.left))
+        for bias in right
+        if len(parameters[bias].shape) == 1
+        for weight in left
+        if parameters[weight].module == parameters[bias].module
+    }
     symbols = []
     for number, finding in findings.items():
-        if finding.cause is None or finding.cause.kind not in ("added", "mixed"):
+        if finding.cause is None:
             continue
         shape = parameters[number].shape
+        # Of a concatenation, the powers of the first part stand for all.
+        elsewhere = finding.cause.kind == "added" and not any(number in side for side in finding.cause.sides)
         for bias in vectors.get(parameters[number].module, ()):
-            if finding.cause.kind == "added" and not any(bias in side for side in finding.cause.sides):
+            if (number, bias) not in added and finding.cause.kind != "mixed" and not elsewhere:
                 continue
             rows = parameters[bias].shape[0]
             axis = parameters[number].output_axis
@@ -121,20 +154,20 @@ def _with_bias(parameters: list[Parameter], findings: dict[int, Finding], reache
 
 def _joint_sets(
     graph: Graph, parameters: list[Parameter], system: System, findings: dict[int, Finding]
-) -> tuple[tuple[int, ...], ...]:
-    """Propose sets and check each as one symbol."""
+) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[tuple[str, ...], float | None], ...]]:
+    """Propose sets and check each as one symbol; with the facts of those that hold."""
     seeds = [number for number, finding in findings.items() if finding.axis is None]
     allowed = frozenset(number for number in set(graph.leaves.values()))
     proposals = [
         members for members in propose_sets(system.balances, seeds, allowed) if not _is_own_bias(parameters, members)
     ]
     if not proposals:
-        return ()
+        return (), ()
     symbols = [Symbol(1, tuple((number, None) for number in members)) for members in proposals]
     check = interpret(graph, parameters, symbols, record=False)
-    return tuple(
-        members for number, members in enumerate(proposals) if number in check.norms and check.partitions[number].alive
-    )
+    held = [number for number in range(len(proposals)) if number in check.norms and check.partitions[number].alive]
+    facts = [(tuple(dict.fromkeys(name for name, _ in check.norms[n])), check.shares.get(n)) for n in held]
+    return tuple(proposals[number] for number in held), tuple(facts)
 
 
 def _is_own_bias(parameters: list[Parameter], members: tuple[int, ...]) -> bool:

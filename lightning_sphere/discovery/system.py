@@ -30,7 +30,7 @@ class Cause:
     """Why rows may not be scaled."""
 
     kind: str
-    """``operation``, ``unknown``, ``added``, ``constant``, ``mixed`` or ``loss``."""
+    """``operation``, ``unknown``, ``added``, ``constant``, ``statistic``, ``mixed`` or ``loss``."""
     node: int
     """Position of the node in the graph."""
     name: str
@@ -54,14 +54,22 @@ class System:
     symbols: list[Symbol]
     record: bool
     """Whether exponents of whole parameters are recorded as well."""
+    free: bool = False
+    """Whether a single number made of rows that scale differently may scale by anything: see :meth:`single`."""
     partitions: list[Partition] = field(default_factory=list)
     causes: dict[int, Cause] = field(default_factory=dict)
     """The first thing that forbade scaling rows of a symbol."""
     norms: dict[int, dict[tuple[str, tuple[str, ...]], None]] = field(default_factory=dict)
     """What normalized a symbol, and the operations passed before."""
+    shares: dict[int, float] = field(default_factory=dict)
+    """Largest share of an ``eps`` in what normalizes a symbol, where it is known."""
     balances: list[Balance] = field(default_factory=list)
     pruned: set[int] = field(default_factory=set)
     """Symbols given up because their rows are one class, which the sibling describes as well."""
+    singles: list[tuple[int, int, tuple[Term, ...]]] = field(default_factory=list)
+    """Single numbers: the symbol that stands for each, and the symbol whose terms it was made of."""
+    gathered: set[int] = field(default_factory=set)
+    """Symbols whose rows met in a single number."""
 
     def __post_init__(self) -> None:
         self.partitions = [Partition(symbol.rows) for symbol in self.symbols]
@@ -88,6 +96,38 @@ class System:
             if simple := self.simplify(symbol, tuple(collapsed)):
                 fields[symbol] = simple
         return Degree(fields, degree.powers)
+
+    def single(self, degree: Degree, axes: Sequence[int], cause: Cause) -> Degree:
+        """What :meth:`uniform` does, where the result is a single number for the whole tensor.
+
+        Rows that scale differently are still allowed if all that the number is multiplied with is normalized later,
+        such as a weight divided by its spectral norm before a BatchNorm. A :attr:`free` reading therefore gives each
+        such number a scale of its own, and forbids its rows only if that must not change, see :meth:`close`.
+        """
+        mixed = {
+            symbol: terms
+            for symbol, terms in degree.fields.items()
+            if any((rows != rows.flat[0]).any() for _, rows in self.simplify(symbol, terms))
+        }
+        self.gathered.update(mixed)
+        if not self.free:
+            return self.uniform(degree, axes, cause)
+        rest = {symbol: terms for symbol, terms in degree.fields.items() if symbol not in mixed}
+        fields = dict(self.uniform(Degree(rest, degree.powers), axes, cause).fields)
+        for symbol, terms in mixed.items():
+            number = len(self.symbols)
+            self.symbols = [*self.symbols, Symbol(1, ())]
+            self.partitions.append(Partition(1))
+            self.singles.append((number, symbol, terms))
+            fields[number] = ((1.0, np.ones((1,) * terms[0][1].ndim, dtype=np.intp)),)
+        return Degree(fields, degree.powers)
+
+    def close(self) -> None:
+        """Forbid the rows of which single numbers are made that must not scale."""
+        for number, symbol, terms in self.singles:
+            if not self.partitions[number].alive:
+                for _, rows in terms:
+                    self._kill(symbol, rows, self.causes[number])
 
     def zero(self, degree: Degree, cause: Cause) -> None:
         """Demand that a tensor does not scale."""
@@ -169,19 +209,36 @@ class System:
 
     def same(self, first: Degree, second: Degree) -> bool:
         """Whether two degrees are known to be equal already."""
-        if first.powers != second.powers or first.fields.keys() != second.fields.keys():
+        if first.powers != second.powers:
             return False
+        # A symbol that was given up may be left in one of the two; a dead one counts as none.
+        left, right = first.fields, second.fields
         return all(
-            _identical(self.simplify(symbol, terms), self.simplify(symbol, second.fields[symbol]))
-            for symbol, terms in first.fields.items()
+            _identical(self.simplify(symbol, left.get(symbol, ())), self.simplify(symbol, right.get(symbol, ())))
+            for symbol in left.keys() | right.keys()
+            if symbol not in self.pruned
         )
 
     def reset(self, degree: Degree, norm: str, via: tuple[str, ...]) -> Degree:
         """Note that a norm makes a tensor independent of its scale."""
         for symbol, terms in degree.fields.items():
             if self.simplify(symbol, terms):
-                self.norms.setdefault(symbol, {})[norm, via] = None
+                self.note_norm(symbol, terms, norm, via)
         return ZERO
+
+    def note_norm(self, symbol: int, terms: Sequence[Term], norm: str, via: tuple[str, ...]) -> None:
+        """Note what normalizes rows of a symbol."""
+        self.norms.setdefault(symbol, {})[norm, via] = None
+        for _, rows in terms:
+            self.partitions[symbol].normalized[rows] = True
+
+    def note_share(self, degree: Degree, share: float | None) -> None:
+        """Note how much of what a norm divides a tensor by is its ``eps``."""
+        if share is None:
+            return
+        for symbol, terms in degree.fields.items():
+            if self.simplify(symbol, terms):
+                self.shares[symbol] = max(share, self.shares.get(symbol, 0.0))
 
     # -- inner steps ---------------------------------------------------------------------------------------------
 
