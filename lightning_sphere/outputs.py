@@ -1,4 +1,4 @@
-"""A forward hook that shows a model's outputs to somebody, and that leaves no trace in copies of the model."""
+"""Hooks that show what a model returns to somebody, and that leave no trace in copies of the model."""
 
 from __future__ import annotations
 
@@ -10,32 +10,39 @@ import torch
 from torch import nn
 
 
-class OutputsHook:
-    """Calls a bound method with each training-mode output of a module.
+class WeakHook:
+    """Hands its arguments to a bound method whose object is held weakly.
 
-    The method's object is held weakly. A copy of the model (an average of its weights, a checkpoint of the whole
-    module) gets a hook that does nothing in its place, and a compiled model is compiled as if there were none.
+    A copy of the model (an average of its weights, a checkpoint of the whole module) gets a hook that does nothing in
+    its place.
 
     Args:
-        receive: bound method that takes the outputs.
+        receive: bound method that takes the arguments.
     """
 
-    def __init__(self, receive: Callable[[Any], None]) -> None:
+    def __init__(self, receive: Callable[..., None]) -> None:
         self._receive = weakref.WeakMethod(receive)
 
-    def __call__(self, module: nn.Module, _: Any, outputs: Any) -> None:
-        """Be the forward hook."""
-        if torch.compiler.is_compiling():
-            return
+    def __call__(self, *args: Any) -> None:
+        """Be the hook."""
         receive = self._receive()
-        if receive is not None and module.training:
-            receive(outputs)
+        if receive is not None:
+            receive(*args)
 
     def __deepcopy__(self, _: Any) -> Callable[..., None]:
         return ignore
 
     def __reduce__(self) -> tuple[Callable[[], Callable[..., None]], tuple[()]]:
         return _inert, ()
+
+
+class OutputsHook(WeakHook):
+    """Calls a bound method with each training-mode output of a module, which is compiled as if there were no hook."""
+
+    def __call__(self, module: nn.Module, _: Any, outputs: Any) -> None:
+        """Be the forward hook."""
+        if not torch.compiler.is_compiling() and module.training:
+            super().__call__(outputs)
 
 
 def ignore(*_: Any) -> None:

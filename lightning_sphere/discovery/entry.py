@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor, nn
 
+from lightning_sphere.discovery.compiled import run_uncompiled, standins_for
 from lightning_sphere.discovery.graph import Graph, Parameter, parameters_of, read_graph, tensors_in
 from lightning_sphere.discovery.plain import layer_names, plain_layer
-from lightning_sphere.discovery.reasons import norm_of, reason_for
+from lightning_sphere.discovery.reasons import Reasons
 from lightning_sphere.discovery.result import Discovery
 from lightning_sphere.discovery.solve import Finding, solve
+from lightning_sphere.discovery.standins import Standins
 from lightning_sphere.groups import GroupPart, Kind, ScaleGroup
 
+Outputs = Tensor | Sequence[object] | Mapping[str, object]
 
-def discover(loss: Tensor | Sequence[object] | Mapping[str, object], model: nn.Module) -> Discovery:
+
+def discover(loss: Outputs | Callable[[], Outputs], model: nn.Module, standins: Standins | None = None) -> Discovery:
     """Find which weights of a model are scale-invariant, from the graph of its loss.
 
     Call it before the backward pass, which frees the graph. Nothing is run: the operations that made the loss are
     read, with the rules by which each of them carries a scaling along. What is not understood counts as not invariant.
 
+    The graph of a model compiled by ``torch.compile`` can't be read. Give a function that computes the loss instead: it
+    is run once, with everything compiled run eagerly; buffers and PyTorch's random numbers are put back afterwards.
+
     Args:
-        loss: The loss, or the model's outputs (tensors in sequences and mappings), none of which may scale.
+        loss: The loss, or the model's outputs (tensors in sequences and mappings), none of which may scale; or a
+            function without arguments that computes them.
         model: The model.
+        standins: What to read in place of operations that hide what they do.
 
     Returns:
         The groups and the reasons.
@@ -35,35 +44,59 @@ def discover(loss: Tensor | Sequence[object] | Mapping[str, object], model: nn.M
         >>> discover(loss, model).groups[0].reason
         'invariant per filter: BatchNorm `bn1` follows'
     """
+    way = "graph"
+    if callable(loss) and not isinstance(loss, Tensor):
+        loss, way = run_uncompiled(loss, model), "uncompiled"
     tensors = [tensor for tensor in tensors_in(loss) if tensor.requires_grad]
     if not tensors:
         raise ValueError("the loss has no graph: call discover() before backward, on a loss that needs gradients")
     parameters = parameters_of(model)
-    graph = read_graph(tensors, model)
+    standins = standins or standins_for(model)
+    graph = read_graph(tensors, model, standins)
+    if standins.looked_through:
+        way = "traced"
     solution = solve(graph, parameters)
-    names = layer_names(parameters)
+    names, reasons = layer_names(parameters), Reasons(graph, parameters, solution)
     layers: list[ScaleGroup] = []
     frozen: list[ScaleGroup] = []
     for number, parameter in enumerate(parameters):
         if len(parameter.shape) < 2:
             continue
-        layer = _layer(parameter, names[number], solution.findings.get(number), graph, parameters)
+        layer = _layer(number, names[number], solution.findings.get(number), parameters, reasons)
         (layers if parameter.trainable else frozen).append(layer)
     return Discovery(
         layers=tuple(layers),
         joint_sets=tuple(tuple(parameters[number].name for number in members) for members in solution.joint_sets),
+        joint_facts=solution.joint_facts,
         frozen=tuple(frozen),
         order=tuple(parameter.name for parameter in parameters),
         reached=frozenset(parameters[number].name for number in graph.leaves.values()),
+        way=way,
+        hidden=_hidden(graph, parameters, solution.findings),
     )
 
 
+def _hidden(graph: Graph, parameters: list[Parameter], findings: Mapping[int, Finding]) -> frozenset[str]:
+    """Weights that unknown operations read, or that operations written in Python may read without telling."""
+    reached = set(graph.leaves.values())
+    secretive = any(hasattr(node, "_forward_cls") for node in graph.nodes)
+    names = set()
+    for number, parameter in enumerate(parameters):
+        finding = findings.get(number)
+        unknown = finding is not None and finding.cause is not None and finding.cause.kind == "unknown"
+        unseen = secretive and number not in reached
+        if len(parameter.shape) > 1 and parameter.trainable and (unseen or unknown):
+            names.add(parameter.name)
+    return frozenset(names)
+
+
 def _layer(
-    parameter: Parameter, name: str, finding: Finding | None, graph: Graph, parameters: list[Parameter]
+    number: int, name: str, finding: Finding | None, parameters: list[Parameter], reasons: Reasons
 ) -> ScaleGroup:
     """Describe one parameter."""
+    parameter = parameters[number]
     if finding is None or finding.axis is None:
-        return plain_layer(parameter, name, reason_for(parameter, "none", finding, graph, parameters))
+        return plain_layer(parameter, name, reasons.reason(number, "none"))
     rows = parameter.shape[finding.axis]
     kind: Kind = "row" if finding.blocks == rows else "whole" if finding.blocks == 1 else "group"
     parts = [GroupPart(parameter.name, finding.axis)]
@@ -76,6 +109,7 @@ def _layer(
         kind,
         parameter.shape,
         finding.members,
-        norm_of(finding),
-        reason_for(parameter, kind, finding, graph, parameters),
+        reasons.norm(number),
+        reasons.reason(number, kind),
+        finding.eps_share,
     )

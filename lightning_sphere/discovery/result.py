@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
+from lightning_sphere.discovery.together import describe_sets
 from lightning_sphere.groups import ScaleGroup
 
+if TYPE_CHECKING:
+    from lightning_sphere.discovery.display import Page
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Discovery:
     """The scale-invariant groups of a model, and why each weight is, or is not, invariant.
 
-    Holds names and numbers only: no tensor, no parameter, no graph.
+    Holds names and numbers only: no tensor, no parameter, no graph. ``print()`` and notebooks show it as a table.
     """
 
     layers: tuple[ScaleGroup, ...] = ()
@@ -27,11 +32,26 @@ class Discovery:
     """Names of all parameters, in the model's order."""
     reached: frozenset[str] = frozenset()
     """Names of the parameters that the loss depends on."""
+    way: str = "graph"
+    """How it was found out: ``graph`` of the loss as it is; ``traced`` where compiled modules or reentrant checkpoints
+    were looked through on tensors without numbers; ``uncompiled`` where the loss was computed for it, eagerly;
+    ``gradients`` where some weights are read by operations that can't be looked into, and were judged by several steps'
+    gradients alone."""
+    hidden: frozenset[str] = frozenset()
+    """Names of the weights of which the graph does not show what reads them; they are not claimed to be invariant."""
+
+    joint_facts: tuple[tuple[tuple[str, ...], float | None], ...] = field(default=(), compare=False)
+    """Of each of :attr:`joint_sets`: the norms that read it, and the largest share of their ``eps`` if known."""
 
     @property
     def groups(self) -> tuple[ScaleGroup, ...]:
         """The invariant layers."""
         return tuple(layer for layer in self.layers if layer.invariant)
+
+    @property
+    def joint_groups(self) -> tuple[ScaleGroup, ...]:
+        """Each of :attr:`joint_sets` as one group of one block, named for people: "residual stream, 14 tensors"."""
+        return describe_sets(self.joint_sets, self.joint_facts, (*self.layers, *self.frozen))
 
     def table(self) -> list[dict[str, Any]]:
         """One row per parameter with two dimensions or more, frozen ones included.
@@ -55,6 +75,45 @@ class Discovery:
             }
             for layer in layers
         ]
+
+    # -- for people; rich is loaded when it is needed --------------------------------------------------------------
+
+    def to_text(self, width: int | None = None, expand: bool = False) -> str:
+        """The table with all reasons as plain text.
+
+        Args:
+            width: Columns; those of the terminal if not given.
+            expand: Whether every weight has a line of its own. Else the weights of repeated blocks that are alike share
+                one, such as ``encoder.layer.{0-11}.attention.query``.
+        """
+        from lightning_sphere.discovery.display import to_text
+
+        return to_text(self, width or shutil.get_terminal_size().columns, expand)
+
+    def to_html(self, expand: bool = False) -> str:
+        """The table with all reasons as HTML; ``expand`` as for :meth:`to_text`."""
+        from lightning_sphere.discovery.display import to_html
+
+        return to_html(self, expand)
+
+    def __str__(self) -> str:
+        return self.to_text()
+
+    def __repr__(self) -> str:
+        from lightning_sphere.discovery.display import title
+
+        return f"<Discovery: {title(self)}; print() shows why>"
+
+    def __rich__(self) -> Page:
+        from lightning_sphere.discovery.display import Page
+
+        return Page(self)
+
+    def _repr_html_(self) -> str:
+        return self.to_html()
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(str(self))
 
 
 def merge(discoveries: Iterable[Discovery]) -> Discovery:
@@ -88,12 +147,20 @@ def merge(discoveries: Iterable[Discovery]) -> Discovery:
     joint_sets = tuple(
         names for names in sets if all(names in d.joint_sets or not d.reached.intersection(names) for d in found)
     )
+    facts = {names: fact for d in found for names, fact in zip(d.joint_sets, d.joint_facts, strict=False)}
     return Discovery(
         layers=tuple(layers),
         joint_sets=joint_sets,
+        joint_facts=tuple(facts.get(names, ((), None)) for names in joint_sets),
         frozen=tuple(frozen.values()),
         order=found[0].order,
         reached=frozenset().union(*(discovery.reached for discovery in found)),
+        way=next((discovery.way for discovery in found if discovery.way != "graph"), "graph"),
+        hidden=frozenset(
+            name
+            for name in frozenset().union(*(discovery.hidden for discovery in found))
+            if all(name in discovery.hidden or name not in discovery.reached for discovery in found)
+        ),
     )
 
 
