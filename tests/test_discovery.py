@@ -162,8 +162,8 @@ def test_an_unknown_operation_is_named_and_claims_nothing() -> None:
     before = Opaque.apply(model[0](torch.randn(3, 4)), hidden.weight)
     table = found(model, model[1](before).exp().sum())
     assert table["0.weight"]["kind"] == "none"
-    assert table["0.weight"]["reason"] == "unknown operation `OpaqueBackward` reads it"
-    assert table["2.weight"]["reason"] == "unknown operation `OpaqueBackward` reads it"
+    assert table["0.weight"]["reason"] == "unknown operation `Opaque` reads it"
+    assert table["2.weight"]["reason"] == "unknown operation `Opaque` reads it"
 
 
 @pytest.mark.parametrize("broken", ["Convolution", "NativeBatchNorm", "Relu", "View"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,31 @@ def test_digits(tmp_path: Path, optimizer: str) -> None:
     assert "Open the curves:" in result.stdout
     assert "validation accuracy:" in result.stdout
     assert read_run(tmp_path).values.shape[:2] == (44, 10)
+
+
+def output_of(example: str, *arguments: str, columns: int = 80) -> str:
+    """What an example prints on a terminal of some columns."""
+    environment = {**os.environ, "COLUMNS": str(columns)}
+    command = [sys.executable, str(EXAMPLES / example), *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert result.returncode == 0, result.stderr
+    return "\n".join(line.rstrip() for line in result.stdout.splitlines())
+
+
+def test_discover() -> None:
+    shown = output_of("02_discover.py")
+    assert "9 of 10 weights are scale-invariant by structure" in shown
+    assert "3 of 15 weights are scale-invariant by structure; 1 joint set of 14 tensors" in shown
+    readme = (EXAMPLES.parent / "README.md").read_text()
+    block = readme.partition("3 of 15 weights")[2].partition("\n```")[0]
+    assert block
+    assert f"3 of 15 weights{block}" in shown, "README.md shows something else"
+
+
+def test_discover_shows_every_weight() -> None:
+    shown = output_of("02_discover.py", "--all", columns=120)
+    for name in ("blocks.0.conv1", "blocks.3.conv2", "blocks.0.qkv", "blocks.2.down"):
+        assert sum(line.startswith(f"{name} ") for line in shown.splitlines()) == 1
 
 
 @pytest.mark.slow
