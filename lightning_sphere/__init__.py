@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lightning_sphere.groups import GroupPart, ScaleGroup
     from lightning_sphere.tensorboard.reader import RunRecord, read_run
     from lightning_sphere.tracker import SphereTracker
+    from lightning_sphere.verification import Verdict
 
 _HOME = {
     "Discovery": "lightning_sphere.discovery",
@@ -25,6 +26,7 @@ _HOME = {
     "ScaleGroup": "lightning_sphere.groups",
     "SphereMonitor": "lightning_sphere.callback",
     "SphereTracker": "lightning_sphere.tracker",
+    "Verdict": "lightning_sphere.verification",
     "discover": "lightning_sphere.discovery",
     "read_run": "lightning_sphere.tensorboard.reader",
 }
@@ -36,6 +38,7 @@ __all__ = [
     "ScaleGroup",
     "SphereMonitor",
     "SphereTracker",
+    "Verdict",
     "__version__",
     "discover",
     "read_run",

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from lightning_sphere.claims import given_groups
+from lightning_sphere.given import Groups
 from lightning_sphere.guard import Guard
 from lightning_sphere.layers import known_names
 from lightning_sphere.options import Options, check_flag
@@ -20,6 +22,7 @@ from lightning_sphere.recording import Sink
 from lightning_sphere.sinks import ScalarSink
 from lightning_sphere.tensorboard.writer import TensorBoardSink, file_writer_of
 from lightning_sphere.tracker import SphereTracker
+from lightning_sphere.verification import Verdict
 
 _log = logging.getLogger("lightning_sphere")
 
@@ -55,6 +58,8 @@ class SphereMonitor(_Base):
         every_n_steps: measure each n-th optimizer step.
         include: names of modules or parameters, or patterns (``"layer1.*"``), to measure. ``None`` measures all.
         exclude: the same, to leave out. ``None`` leaves out nothing.
+        groups: what is invariant, in place of discovery: a sequence of :class:`~lightning_sphere.ScaleGroup`, or a
+            function that maps the module to one. All other weights are measured as not invariant.
         per_layer_scalars: also write one scalar per layer and quantity (many charts).
         device_budget_mb: memory on the device for what waits to be written, in MiB; a full buffer is written earlier.
         print_summary: print a table of all layers at the end of fit.
@@ -62,7 +67,7 @@ class SphereMonitor(_Base):
 
     Raises:
         TypeError, ValueError: for a wrong argument, naming it, what it takes and what it got; at the start of fit, for
-            a name in ``include`` or ``exclude`` that the model does not have.
+            a name in ``include``, ``exclude`` or ``groups`` that the model does not have.
 
     Example::
 
@@ -77,6 +82,7 @@ class SphereMonitor(_Base):
         every_n_steps: int = 1,
         include: str | Sequence[str] | None = None,
         exclude: str | Sequence[str] | None = None,
+        groups: Groups | None = None,
         per_layer_scalars: bool = False,
         device_budget_mb: float = 64.0,
         print_summary: bool = True,
@@ -87,6 +93,7 @@ class SphereMonitor(_Base):
             "every_n_steps": every_n_steps,
             "include": include,
             "exclude": exclude,
+            "groups": groups,
             "per_layer_scalars": per_layer_scalars,
             "device_budget_mb": device_budget_mb,
             "strict": strict,
@@ -97,9 +104,15 @@ class SphereMonitor(_Base):
         self.tracker: SphereTracker | None = None
         """Measures the fit under way, or the last one; ``None`` before, in copies, and on ranks other than 0."""
 
+    @property
+    def verdicts(self) -> dict[str, Verdict]:
+        """What the gradients say of each claim of invariance, by name of the layer; see ``SphereTracker.verdicts``."""
+        return {} if self.tracker is None else self.tracker.verdicts
+
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Check what only model and Trainer can confirm."""
         self._options.check_names(known_names(pl_module))
+        given_groups(self._options.groups, pl_module)
         if sum(isinstance(callback, SphereMonitor) for callback in trainer.callbacks) > 1:
             raise ValueError("the Trainer's callbacks hold several SphereMonitors, which would write the same curves")
 

@@ -46,7 +46,7 @@ class ScaleGroup:
     kind: Kind
     """Granularity of the invariance, ``none`` when there is none."""
     shape: tuple[int, ...] = ()
-    """Shape of the first part's tensor."""
+    """Shape of the first part's tensor; empty where several weights make one group, a joint set."""
     members: tuple[int, ...] | None = None
     """Indices of the invariant blocks where only some are; ``None`` for all."""
     norm: str | None = None
@@ -71,6 +71,11 @@ class ScaleGroup:
     def joint_with(self) -> tuple[str, ...]:
         """Names of the parameters that must be scaled along with the first one."""
         return tuple(part.parameter for part in self.parts[1:])
+
+    @property
+    def joint(self) -> bool:
+        """Whether it is a joint set: weights of several layers that are invariant only together."""
+        return len(self.parts) > 1 and not self.shape
 
     @property
     def invariant(self) -> bool:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
+from lightning_sphere.claims import Claims, claims_of
 from lightning_sphere.discovery import Discovery, discover, merge
 from lightning_sphere.discovery.plain import undiscovered
-from lightning_sphere.groups import ScaleGroup
+from lightning_sphere.discovery.standins import Standins
+from lightning_sphere.groups import GroupPart, ScaleGroup
 from lightning_sphere.guard import warn
+from lightning_sphere.inference import Inference
 from lightning_sphere.measurement.plan import Plan
 from lightning_sphere.options import Options
 
@@ -29,17 +32,51 @@ class KnownLayers:
     Args:
         model: the network.
         options: which layers the user selected.
+        given: the groups that the user gave in place of discovery's, checked against the model; ``None`` if none.
+        optimizers: those that are measured.
 
     Attributes:
         discovery: what the losses read so far tell; ``None`` before the first.
+        inference: what gradients alone tell of weights that the losses' graphs hide.
         loss_given: whether a loss was given, which says more than outputs that a forward hook saw.
     """
 
-    def __init__(self, model: nn.Module, options: Options) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        options: Options,
+        given: Sequence[ScaleGroup] | None = None,
+        optimizers: Sequence[Optimizer] = (),
+    ) -> None:
         self.discovery: Discovery | None = None
         self.loss_given = False
-        self._model, self._options = model, options
+        self._model, self._options, self._given, self._optimizers = model, options, given, optimizers
+        self.inference = Inference()
         self._uninformative = 0
+        self._claims: tuple[Discovery | None, list[str], Claims] | None = None
+
+    @property
+    def known(self) -> Discovery | None:
+        """What the losses showed, and of weights hidden in their graphs what the gradients bear out."""
+        inferred = self.inference.claims
+        if self.discovery is None or not inferred:
+            return self.discovery
+        layers = [layer if layer.invariant else inferred.get(layer.parameter, layer) for layer in self.discovery.layers]
+        return replace(self.discovery, layers=tuple(layers), way="gradients")
+
+    @property
+    def claims(self) -> Claims:
+        """What is taken to be invariant, by what is known now."""
+        inferred = list(self.inference.claims)
+        if self._claims is None or self._claims[0] is not self.discovery or self._claims[1] != inferred:
+            self._claims = self.discovery, inferred, claims_of(self.known or Discovery(), self._given)
+        return self._claims[2]
+
+    def open_questions(self, layers: Sequence[ScaleGroup]) -> list[ScaleGroup]:
+        """Those of some layers that only their gradients can tell about."""
+        if self.discovery is None or self._given is not None:
+            return []
+        return self.inference.open_questions(layers, self.discovery.hidden)
 
     @property
     def worth_reading(self) -> bool:
@@ -51,19 +88,20 @@ class KnownLayers:
         reached = self.discovery.reached if self.discovery is not None else frozenset()
         return plan is not None and any(layer.parameter not in reached for layer in plan.layers)
 
-    def read(self, loss: Any, *, given: bool) -> None:
+    def read(self, loss: Any, *, given: bool, standins: Standins | None = None) -> None:
         """Add what one loss shows; a weight that any of them shows to vary is not invariant.
 
         Args:
             loss: a loss before ``backward``, or outputs of the model.
             given: whether it is the loss itself.
+            standins: what to read in place of operations that hide what they do.
         """
         if given and not self.loss_given:
             self.loss_given, self.discovery = True, None
-        known, found = self.discovery, discover(loss, self._model)
+        known, found = self.discovery, discover(loss, self._model, standins)
         self.discovery = merge([known, found]) if known is not None and _same_model(known, found) else found
         self._uninformative = self._uninformative + 1 if self.discovery == known else 0
-        if known is None:
+        if known is None and self._given is None:
             _tell_if_unreadable(found)
 
     def plan(self, optimizer: Optimizer) -> Plan:
@@ -72,40 +110,75 @@ class KnownLayers:
         layers = self.of(optimizer)
         if not layers:
             _log.warning("%s steps no weight that is selected: nothing to measure of it", type(optimizer).__name__)
-        return Plan(layers, dict(self._model.named_parameters()), _param_groups(self._model, optimizer))
+        parameters, param_group = dict(self._model.named_parameters()), _param_groups(self._model, optimizer)
+        stepped = {name: parameters[name] for name in param_group}
+        probes = [_with_bias(layer, stepped) for layer in self.open_questions(layers)]
+        return Plan(layers, parameters, param_group, [probe for probe in probes if probe is not None])
 
     def of(self, optimizer: Optimizer) -> list[ScaleGroup]:
-        """The selected layers whose weight an optimizer steps, in the model's order."""
+        """The selected layers whose weight an optimizer steps, in the model's order, then the joint sets."""
         if self.discovery is None:
-            warn(
-                "no loss was seen before the first optimizer step, so no weight is known to be scale-invariant; "
-                "call discover(loss) of the SphereTracker before backward"
-            )
+            if self._given is None:
+                warn(
+                    "no loss was seen before the first optimizer step, so no weight is known to be scale-invariant; "
+                    "call discover(loss) of the SphereTracker before backward"
+                )
             self.discovery = undiscovered(self._model)
         parameters = dict(self._model.named_parameters())
         param_group = _param_groups(self._model, optimizer)
         unfrozen = [
             replace(layer, reason="unknown: it was frozen when the loss was read")
-            for layer in self.discovery.frozen
+            for layer in self.claims.weights.frozen
             if layer.parameter in param_group and parameters[layer.parameter].requires_grad
         ]
         layers = [
             _within(layer, param_group)
-            for layer in (*self.discovery.layers, *unfrozen)
+            for layer in (*self.claims.weights.layers, *unfrozen)
             if layer.parameter in param_group
             and parameters[layer.parameter].is_floating_point()
             and parameters[layer.parameter].numel() > 0
             and self._options.selects([layer.name, layer.parameter])
         ]
         place = {name: index for index, name in enumerate(parameters)}
-        return sorted(layers, key=lambda layer: place[layer.parameter])
+        joint = [
+            group
+            for group in self.claims.joint
+            if group.parameter in param_group and self._why_not_measured(group, parameters) is None
+        ]
+        return [*sorted(layers, key=lambda layer: place[layer.parameter]), *joint]
+
+    def _why_not_measured(self, group: ScaleGroup, parameters: Mapping[str, nn.Parameter]) -> str | None:
+        """What keeps a joint set from being measured; ``None`` if it can be."""
+        stepping = {
+            id(p): number for number, o in enumerate(self._optimizers) for g in o.param_groups for p in g["params"]
+        }
+        names = {layer.parameter: layer.name for layer in self.claims.weights.layers}
+        steppers = set()
+        for name in (part.parameter for part in group.parts):
+            if not self._options.selects([names.get(name, name), name]):
+                return f"{name} is left out"
+            stepper = stepping.get(id(parameters.get(name)))
+            if stepper is None:
+                return f"no optimizer steps {name}"
+            steppers.add(stepper)
+        return "several optimizers step it" if len(steppers) > 1 else None
+
+    def table(self) -> list[dict[str, Any]]:
+        """One row per weight as ``Discovery.table()`` gives it, then one per joint set; each with its layer's name."""
+        weights, joint = self.claims.weights, self.claims.joint
+        names = {layer.parameter: layer.name for layer in (*weights.layers, *weights.frozen)}
+        rows = [{"layer": names[row["parameter"]], **row} for row in weights.table()]
+        parameters = dict(self._model.named_parameters())
+        for group, row in zip(joint, Discovery(layers=joint).table(), strict=True):
+            why = self._why_not_measured(group, parameters)
+            remark = "" if why is None else f"; not measured as one: {why}"
+            rows.append({"layer": group.name, **row, "reason": row["reason"] + remark})
+        return rows
 
     @property
     def order(self) -> list[str]:
-        """Names of all layers, in the model's order as far as one discovery knows it."""
-        discovery = self.discovery or Discovery()
-        by_parameter = {layer.parameter: layer.name for layer in (*discovery.layers, *discovery.frozen)}
-        return [by_parameter[name] for name in discovery.order if name in by_parameter]
+        """Names of all layers, in the order to show."""
+        return self.claims.order
 
 
 def _same_model(one: Discovery, other: Discovery) -> bool:
@@ -118,8 +191,10 @@ def _tell_if_unreadable(found: Discovery) -> None:
     """Say so where a graph could not be read, as that of a compiled model: not invariant then means not known."""
     unreadable = next((layer.reason for layer in found.layers if layer.reason.startswith("unknown operation")), None)
     if unreadable is not None and not found.groups:
-        remedy = "; show the loss of the uncompiled model to discover()" if "Compiled" in unreadable else ""
-        warn(f"no weight is known to be scale-invariant, for the loss's graph could not be read: {unreadable}{remedy}")
+        warn(
+            f"no weight is known to be scale-invariant, for the loss's graph could not be read: {unreadable}. "
+            "Some may be recognized by their gradients after several steps"
+        )
 
 
 def known_names(model: nn.Module) -> set[str]:
@@ -131,6 +206,18 @@ def _param_groups(model: nn.Module, optimizer: Optimizer) -> dict[str, int]:
     """Index of the optimizer's param group by name of the parameter."""
     index = {id(p): number for number, group in enumerate(optimizer.param_groups) for p in group["params"]}
     return {name: index[id(p)] for name, p in model.named_parameters() if id(p) in index}
+
+
+def _with_bias(layer: ScaleGroup, parameters: Mapping[str, nn.Parameter]) -> ScaleGroup | None:
+    """A weight together with its module's bias, row by row; ``None`` if it has none that is trained."""
+    module = layer.parameter.rpartition(".")[0]
+    names = [
+        name
+        for name, parameter in parameters.items()
+        if name.rpartition(".")[0] == module and parameter.shape == (layer.blocks,) and parameter.requires_grad
+    ]
+    bias = next((name for name in names if name.endswith("bias")), names[0] if names else None)
+    return None if bias is None else replace(layer, parts=(layer.parts[0], GroupPart(bias)))
 
 
 def _within(layer: ScaleGroup, param_group: Mapping[str, int]) -> ScaleGroup:

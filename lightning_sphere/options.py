@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+from lightning_sphere.given import TAKES, Groups, checked
+
 
 @dataclass(frozen=True)
 class Options:
@@ -20,6 +22,7 @@ class Options:
     every_n_steps: int = 1
     include: tuple[str, ...] | None = None
     exclude: tuple[str, ...] | None = None
+    groups: Groups | None = None
     per_layer_scalars: bool = False
     device_budget_mb: float = 64.0
     strict: bool = False
@@ -38,6 +41,10 @@ class Options:
                 raise ValueError("include takes at least one name or pattern (None measures all), got none")
         if self.exclude is not None:
             object.__setattr__(self, "exclude", _patterns("exclude", self.exclude))
+        if isinstance(self.groups, type):
+            raise TypeError(f"groups takes {TAKES}, got {self.groups!r}")
+        if self.groups is not None and not callable(self.groups):
+            object.__setattr__(self, "groups", checked(self.groups))
 
     def check_names(self, known: Iterable[str]) -> None:
         """Make sure that every pattern of ``include`` and ``exclude`` names something.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -18,6 +18,7 @@ from rich.text import Text
 
 from lightning_sphere.groups import ScaleGroup
 from lightning_sphere.sinks import History
+from lightning_sphere.verification import Verdict
 
 RESIDUAL_OK = 1e-3
 """Residuals up to here are taken as rounding; see theory in :mod:`lightning_sphere.geometry`."""
@@ -30,6 +31,16 @@ UNKNOWN = "-"
 
 NUMBER_COLUMNS = 49
 """Width of all columns but name and shape, separators included."""
+
+NAMED = 5
+"""So many layers of one verdict are named below the table."""
+
+REMARKS = {
+    "contradicted": "its gradients say that it is not invariant, against the claim",
+    "eps dominates": "invariant but for the norm's eps, not small against the variance",
+    "not yet seen": "no gradient tells yet whether it is invariant",
+}
+"""The verdicts that are told, and what they mean; every other invariant layer is verified."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +59,10 @@ class LayerSummary:
     residual: float
     reason: str = ""
     """Why it is invariant, or not."""
+    tensors: int = 1
+    """How many tensors make it."""
+    verdict: Verdict | None = None
+    """What the gradients say of its invariance; ``None`` where none is claimed."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +97,7 @@ class RunSummary:
         for row in self.layers:
             dim = "dim" if row.kind == "none" else ""
             table.add_row(
-                _shorten(row.layer, room),
+                _shorten(_name(row), room),
                 _shape(row),
                 row.kind,
                 _number(row.norm),
@@ -93,7 +108,7 @@ class RunSummary:
                 style=dim,
             )
         head, legend = Text(self._title(), style="bold"), Text(self._legend(), style="dim")
-        return Group(head, *self._hint(), "", table, "", legend)
+        return Group(head, *self._hint(), "", table, "", *self._verdicts(width), legend)
 
     def print(self, log_dir: str | PathLike[str] | None = None, console: Console | None = None) -> None:
         """Print the table and, where events were written, the command that opens them.
@@ -108,9 +123,10 @@ class RunSummary:
             console.print(Text.assemble("\nOpen the curves:  ", (tensorboard_command(log_dir), "bold")), soft_wrap=True)
 
     def _title(self) -> str:
-        invariant = sum(row.kind != "none" for row in self.layers)
+        weights = [row for row in self.layers if row.kind != "joint"]
+        invariant = sum(row.kind != "none" for row in weights)
         return (
-            f"lightning_sphere: {invariant} of {len(self.layers)} weights are scale-invariant; "
+            f"lightning_sphere: {invariant} of {len(weights)} weights are scale-invariant; "
             f"{self.steps} step{'s' if self.steps != 1 else ''} recorded"
         )
 
@@ -124,22 +140,44 @@ class RunSummary:
             text += f" For example, {example.layer}: {example.reason}. discover(loss, model).table() tells the others."
         return [Text(text)]
 
+    def _verdicts(self, width: int) -> Iterator[Text]:
+        """The layers that are not verified, and what that means."""
+        for outcome, meaning in REMARKS.items():
+            rows = [(row.layer, row.verdict) for row in self.layers if row.verdict and row.verdict.outcome == outcome]
+            if not rows:
+                continue
+            yield Text(f"{outcome}: {meaning}", style="yellow")
+            for layer, verdict in rows[:NAMED]:
+                told = ""
+                if verdict.seen:
+                    told = f": {verdict.concerned} of {verdict.seen} groups" if verdict.groups > 1 else ":"
+                    told += f"{',' * (verdict.groups > 1)} residual up to {verdict.worst:.0e}"
+                yield Text(f"  {_shorten(layer, max(NARROWEST_NAME, width - len(told) - 2))}{told}", style="yellow")
+            if len(rows) > NAMED:
+                yield Text(f"  and {len(rows) - NAMED} more", style="yellow")
+            yield Text("")
+
     def _legend(self) -> str:
+        joint = any(row.kind == "joint" for row in self.layers)
         return (
             f"Medians over each layer's rows and the last {self.window} recorded steps.\n"
             "kind: what is invariant by itself: each row (filter), each group of rows, or\n"
             "the whole weight; none: no normalization follows (shown per row, embeddings\n"
             "as a whole). norm change: since start. step: rotation by one optimizer step.\n"
-            "residual: |cos(gradient, weight)|, near 0 confirms the invariance."
+            + "joint: tensors that are invariant only all together, measured as one.\n" * joint
+            + "residual: |cos(gradient, weight)|, near 0 confirms the invariance."
         )
 
 
-def summarize(history: History, layers: Sequence[ScaleGroup]) -> RunSummary:
+def summarize(
+    history: History, layers: Sequence[ScaleGroup], verdicts: Mapping[str, Verdict] | None = None
+) -> RunSummary:
     """Reduce the last recorded steps to one row per layer.
 
     Args:
         history: what was recorded.
         layers: what is known of the layers, for shapes and kinds.
+        verdicts: what the gradients say of them, by name of the layer.
     """
     recent, schema = history.recent(), history.schema
     if schema is None or not len(recent):
@@ -153,13 +191,15 @@ def summarize(history: History, layers: Sequence[ScaleGroup]) -> RunSummary:
             LayerSummary(
                 layer=name,
                 shape=known[name].shape if name in known else (),
-                kind=known[name].kind if schema.invariant[index] and name in known else "none",
+                kind=_kind(known[name]) if schema.invariant[index] and name in known else "none",
                 norm=last["norm"],
                 angular_step=last["angular_step"],
                 effective_lr=last["effective_lr"],
                 norm_change=last["norm"] / first - 1.0 if first else math.nan,
                 residual=last["invariance_residual"],
                 reason=known[name].reason if name in known else "",
+                tensors=len(known[name].parts) if name in known else 1,
+                verdict=(verdicts or {}).get(name),
             )
         )
     return RunSummary(tuple(rows), history.steps, len(recent))
@@ -180,6 +220,12 @@ def _median(values: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> float:
     return float(np.median(known)) if len(known) else math.nan
 
 
+def _name(row: LayerSummary) -> str:
+    """A joint set's name without its number of tensors, which stands in the next column."""
+    number = f"{row.tensors} tensors"
+    return row.layer.removesuffix(f", {number}").removesuffix(f" ({number})") if row.kind == "joint" else row.layer
+
+
 def _shorten(name: str, room: int) -> str:
     """Keep the end of a long name: that is where layers differ."""
     return name if len(name) <= room else "…" + name[len(name) - room + 1 :]
@@ -192,7 +238,13 @@ def _number(value: float) -> str:
     return f"{value:.3g}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.1e}"
 
 
+def _kind(layer: ScaleGroup) -> str:
+    return "joint" if layer.joint else layer.kind
+
+
 def _shape(row: LayerSummary) -> str:
+    if row.kind == "joint":
+        return f"{row.tensors} tensors"
     return "x".join(map(str, row.shape))
 
 

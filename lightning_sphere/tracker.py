@@ -4,39 +4,34 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from os import PathLike
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import Self
 
+from lightning_sphere.calls import CompiledCalls
+from lightning_sphere.claims import given_groups
 from lightning_sphere.directions import direction_of
 from lightning_sphere.discovery import Discovery
 from lightning_sphere.discovery.graph import tensors_in
-from lightning_sphere.geometry import evaluate
-from lightning_sphere.groups import ScaleGroup
+from lightning_sphere.evaluation import Evaluation
+from lightning_sphere.given import Groups
 from lightning_sphere.guard import Guard
 from lightning_sphere.layers import KnownLayers, known_names
-from lightning_sphere.measurement.collect import inner_products, mixed_rates
 from lightning_sphere.measurement.tap import OptimizerTap
 from lightning_sphere.options import Options, check_count
 from lightning_sphere.outputs import OutputsHook
-from lightning_sphere.quantities import CORE, STATS
-from lightning_sphere.recording import Recording, Sink, merge, summary_scalars
+from lightning_sphere.recording import Sink
 from lightning_sphere.signals import exit_on_sigterm
 from lightning_sphere.sinks import History
-from lightning_sphere.statistics import per_layer
 from lightning_sphere.summary import RunSummary, summarize
-from lightning_sphere.tensorboard.schema import TableSchema
 from lightning_sphere.tensorboard.writer import file_writer_of, open_sink
+from lightning_sphere.verification import Verdict
 
 _log = logging.getLogger("lightning_sphere")
-_NAMES = tuple(quantity.name for quantity in CORE)
 
 
 class SphereTracker:
@@ -57,6 +52,8 @@ class SphereTracker:
         every_n_steps: measure each n-th optimizer step.
         include: names of modules or parameters, or patterns (``"layer1.*"``), to measure. ``None`` measures all.
         exclude: the same, to leave out. ``None`` leaves out nothing.
+        groups: what is invariant, in place of discovery: a sequence of :class:`~lightning_sphere.ScaleGroup`, or a
+            function that maps the model to one. All other weights are measured as not invariant.
         per_layer_scalars: also write one scalar per layer and quantity.
         device_budget_mb: memory on the device for what waits to be written, in MiB; a full buffer is written earlier.
         strict: raise failures of the tracker instead of warning and switching it off.
@@ -88,6 +85,7 @@ class SphereTracker:
         every_n_steps: int = 1,
         include: str | Sequence[str] | None = None,
         exclude: str | Sequence[str] | None = None,
+        groups: Groups | None = None,
         per_layer_scalars: bool = False,
         device_budget_mb: float = 64.0,
         strict: bool = False,
@@ -98,6 +96,7 @@ class SphereTracker:
             every_n_steps=every_n_steps,
             include=include,  # type: ignore[arg-type]  # Options turns a single name into a tuple
             exclude=exclude,  # type: ignore[arg-type]
+            groups=groups,
             per_layer_scalars=per_layer_scalars,
             device_budget_mb=device_budget_mb,
             strict=strict,
@@ -115,11 +114,13 @@ class SphereTracker:
         self._log_dir, self._writer = log_dir, writer
         self.guard = Guard(strict=strict, switch_off=self._release)
         """Contains failures of this tracker and of those who drive it."""
-        self._layers = KnownLayers(model, self.options)
+        given = given_groups(self.options.groups, model)
+        self._layers = KnownLayers(model, self.options, given, optimizers)
+        self._evaluation = Evaluation(model, self._layers, per_layer_scalars=per_layer_scalars)
         self._expected: list[Optimizer] = []
         self._at: int | None = None
-        self._measured: dict[str, ScaleGroup] = {}
         self._forward_hook: RemovableHandle | None = None
+        self._calls: CompiledCalls | None = None
         self._restore_signal: Callable[[], None] = lambda: None
         self._taps = [
             OptimizerTap(
@@ -143,7 +144,10 @@ class SphereTracker:
         """Start measuring."""
         self.start()
         self._restore_signal = exit_on_sigterm()
-        self._forward_hook = self.model.register_forward_hook(OutputsHook(self._discover_from_outputs))
+        if self._calls is not None and getattr(self.model, "_compiled_call_impl", None) is not None:
+            self._calls.show = self._discover_from_outputs  # a hook would be compiled along
+        else:
+            self._forward_hook = self.model.register_forward_hook(OutputsHook(self._discover_from_outputs))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -156,6 +160,8 @@ class SphereTracker:
         with self.guard.watching("opening the log"):
             if self._writer is not None or self._log_dir is not None:
                 self._sinks.append(open_sink(self._writer, self._log_dir))
+        with self.guard.watching("looking for compiled modules"):
+            self._calls = CompiledCalls(self.model, lambda: self.wants_loss)
         for tap in self._taps:
             tap.attach()
             if direction_of(tap.optimizer) is None:
@@ -170,6 +176,8 @@ class SphereTracker:
         if self._forward_hook is not None:
             self._forward_hook.remove()
             self._forward_hook = None
+        if self._calls is not None:
+            self._calls.detach()
         for tap in self._taps:
             tap.detach()
         self.flush()
@@ -194,14 +202,23 @@ class SphereTracker:
             What is known now; ``None`` if it could not be found out.
         """
         self._read(loss, given=True)
-        return self._layers.discovery
+        return self.discovery
+
+    @property
+    def discovery(self) -> Discovery | None:
+        """Which weights are known to be scale-invariant by now, and why; ``None`` before the first loss."""
+        return self._layers.known
 
     def _read(self, loss: Any, *, given: bool) -> None:
         with self.guard.watching("reading the loss's graph"):
-            self._layers.read(loss, given=given)
-            for tap in self._taps:
-                if tap.plan is not None and list(tap.plan.layers) != self._layers.of(tap.optimizer):
-                    tap.replan()
+            self._layers.read(loss, given=given, standins=self._calls.standins if self._calls is not None else None)
+            self._adapt()
+
+    def _adapt(self) -> None:
+        """Have what is known now measured from the next step on."""
+        for tap in self._taps:
+            if tap.plan is not None and list(tap.plan.layers) != self._layers.of(tap.optimizer):
+                tap.replan()
 
     @property
     def wants_loss(self) -> bool:
@@ -239,6 +256,8 @@ class SphereTracker:
     def _before_step(self, position: int) -> None:
         if position != self._at:  # all optimizers' steps at the position before are recorded
             self._at = position
+            if self._calls is not None:
+                self._calls.clear()
             if any(tap.due for tap in self._taps):
                 self.flush()
 
@@ -251,39 +270,11 @@ class SphereTracker:
     def flush(self) -> None:
         """Evaluate what is recorded and give it to the sinks."""
         with self.guard.watching("evaluating and writing recorded steps"):
-            parts = [part for tap in self._taps if (part := self._evaluate(tap)) is not None]
-            if not parts:
-                return
-            recording = merge(parts, self._layers.order)
-            scalars = summary_scalars(recording, per_layer=self.options.per_layer_scalars)
-            recording = replace(recording, scalars=scalars)
-            for sink in self._sinks:
-                sink.write(recording)
-
-    def _evaluate(self, tap: OptimizerTap) -> Recording | None:
-        """All formulas at once over the steps that a tap has recorded."""
-        drained = tap.drain()
-        if drained is None or tap.plan is None or not tap.plan.layers:
-            return None
-        data, host = drained
-        values = evaluate(inner_products(data, host, tap.plan, tap.direction), _NAMES)
-        table = per_layer(values, tap.plan.layers)
-        assert self._layers.discovery is not None
-        self._measured |= {layer.name: layer for layer in tap.plan.layers}
-        schema = TableSchema(
-            layers=tuple(layer.name for layer in tap.plan.layers),
-            quantities=_NAMES,
-            stats=STATS,
-            invariant=tuple(layer.invariant for layer in tap.plan.layers),
-            cuts=tuple((layer.axis, layer.blocks) for layer in tap.plan.layers),
-            groups=tuple(_with_remarks(self._layers.discovery.table(), mixed_rates(host, tap.plan))),
-        )
-        return Recording(
-            schema,
-            np.array([row.step for row in host], dtype=np.int64),
-            np.array([row.wall_time for row in host], dtype=np.float64),
-            table.to(torch.float32).numpy(),
-        )
+            recording = self._evaluation.drain(self._taps)
+            if recording is not None:
+                for sink in self._sinks:
+                    sink.write(recording)
+                self._adapt()
 
     def _release(self) -> None:
         """Let go of what a switched-off tracker no longer needs."""
@@ -294,7 +285,12 @@ class SphereTracker:
 
     def summary(self) -> RunSummary:
         """One row per layer: the state at the end of what was recorded so far (call it after a flush)."""
-        return summarize(self.history, list(self._measured.values()))
+        return summarize(self.history, list(self._evaluation.measured.values()), self.verdicts)
+
+    @property
+    def verdicts(self) -> dict[str, Verdict]:
+        """What the gradients say of each claim of invariance, by name of the layer, as of the last flush."""
+        return self._evaluation.verdicts
 
     def print_summary(self) -> None:
         """Print :meth:`summary` as a table, and how to open TensorBoard."""
@@ -311,9 +307,3 @@ def _optimizers(given: Any) -> list[Optimizer]:
     if not found:
         raise ValueError("optimizer takes at least one torch.optim.Optimizer, got none")
     return found
-
-
-def _with_remarks(table: list[dict[str, Any]], mixed: set[str]) -> list[dict[str, Any]]:
-    """Say in the table why a number is unknown."""
-    remark = "; effective_lr unknown: its tensors have different learning rates"
-    return [{**row, "reason": row["reason"] + remark} if row["parameter"] in mixed else row for row in table]

@@ -153,8 +153,9 @@ def layer_table(
 
 
 def cut_of(record: Any, parameter: str, watch: Watch) -> dict[str, Any]:
-    """How the record says that a parameter is cut; one that nothing normalizes is cut into its rows."""
-    row = next(dict(row) for row in record.groups if row["parameter"] == parameter)
+    """How the record says that a parameter (or a joint set, by its layer's name) is cut; one that nothing normalizes is
+    cut into its rows."""
+    row = next(dict(row) for row in record.groups if parameter in (row["parameter"], row["layer"]))
     if row["blocks"] is None:
         row |= {"axis": 0, "blocks": dict(watch.model.named_parameters())[parameter].shape[0], "members": None}
     return row

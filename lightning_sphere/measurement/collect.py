@@ -26,10 +26,11 @@ def inner_products(data: Tensor, host: list[HostRow], plan: Plan, direction: Dir
     column = {name: data[:, index] for index, name in enumerate(COLUMNS[: data.shape[1]])}
     lr, beta2, eps = _hyperparameters(host, plan)
     size = plan.size_of_segment
+    segments, groups = plan.pairs
 
     def per_group(sums: Tensor) -> Tensor:
         total = sums.new_zeros(*sums.shape[:-1], plan.first_group[-1])
-        return total.index_add_(-1, plan.group_of_segment, sums)
+        return total.index_add_(-1, groups, sums[..., segments])
 
     if direction.has_second_moment:
         count = _optimizer_steps(host, plan)
@@ -50,14 +51,14 @@ def inner_products(data: Tensor, host: list[HostRow], plan: Plan, direction: Dir
 
 
 def mixed_rates(host: list[HostRow], plan: Plan) -> set[str]:
-    """Parameters (by name) of layers whose tensors had different learning rates, so that the group has none."""
+    """Names of layers whose tensors had different learning rates, so that the group has none."""
     lr = HYPERPARAMETERS.index("lr")
     mixed = set()
     for index, layer in enumerate(plan.layers):
         if len(layer.parts) > 1:
-            groups = [slot.param_group for slot in plan.slots if slot.layer == index]
+            groups = {plan.slots[use.slot].param_group for use in plan.uses if use.layer == index}
             if any(len({float(row.hyperparameters[g][lr]) for g in groups}) > 1 for row in host if not row.skipped):
-                mixed.add(layer.parameter)
+                mixed.add(layer.name)
     return mixed
 
 
@@ -79,7 +80,9 @@ def _optimizer_steps(host: list[HostRow], plan: Plan) -> Tensor:
 
 def _common(lr: Tensor, plan: Plan) -> Tensor:
     """The learning rate of each group, ``[steps, groups]``; NaN where a group's tensors have different ones."""
-    index = plan.group_of_segment.expand_as(lr)
+    segments, groups = plan.pairs
+    lr = lr[..., segments]
+    index = groups.expand_as(lr)
     empty = lr.new_zeros(lr.shape[0], plan.first_group[-1])
     low = empty.scatter_reduce(-1, index, lr, "amin", include_self=False)
     high = empty.scatter_reduce(-1, index, lr, "amax", include_self=False)

@@ -3,7 +3,8 @@
 A tensor is seen as a matrix of one row per block. It is cut into *pieces* that fit into the cache; a row of a piece
 is a *segment*, for which the ring stores sums. Pieces of one width share a *bucket*, so that a bucket is one matrix and
 costs a handful of operations, whatever the number of layers and filters. Adding up the segments of a group (the parts
-of a long row, a weight and its bias) waits until the flush.
+of a long row, a weight and its bias, all tensors of a joint set) waits until the flush. Groups may overlap there: a
+tensor that is measured by itself is not read again for a joint set that it belongs to.
 """
 
 from __future__ import annotations
@@ -36,8 +37,6 @@ class Slot:
     """Index into ``optimizer.param_groups``."""
     axis: int
     blocks: int
-    layer: int
-    """Index into the plan's layers."""
 
     @property
     def length(self) -> int:
@@ -49,6 +48,18 @@ class Slot:
         if self.axis:
             tensor = tensor.movedim(self.axis, 0)
         return tensor.reshape(self.blocks, -1)
+
+
+@dataclass(frozen=True)
+class Use:
+    """A slot that a layer takes its sums from: several consecutive blocks of the slot make one of the layer's."""
+
+    layer: int
+    """Index into the plan's layers."""
+    slot: int
+    """Index into the plan's slots."""
+    blocks: int
+    """How many blocks the layer has; they divide the slot's."""
 
 
 @dataclass(frozen=True)
@@ -96,10 +107,13 @@ class Plan:
         layers: what to measure, in the order shown to people; every parameter belongs to the optimizer.
         parameters: parameter by name.
         param_group: index of the optimizer's param group by name of the parameter.
+        probes: further layers to measure, which are not shown; their groups come last.
 
     Attributes:
         layers: as given.
-        slots: the tensors, in the layers' order.
+        probes: as given.
+        slots: the tensors, each once where the layers' cuts allow it.
+        uses: which slots make which layer, in the layers' order.
         buckets: in the ring's order.
         pieces: those of all buckets, in the ring's order.
         segments: how many there are.
@@ -107,14 +121,14 @@ class Plan:
     """
 
     def __init__(
-        self, layers: Sequence[ScaleGroup], parameters: Mapping[str, nn.Parameter], param_group: Mapping[str, int]
+        self,
+        layers: Sequence[ScaleGroup],
+        parameters: Mapping[str, nn.Parameter],
+        param_group: Mapping[str, int],
+        probes: Sequence[ScaleGroup] = (),
     ) -> None:
-        self.layers = tuple(layers)
-        self.slots = tuple(
-            Slot(parameters[part.parameter], param_group[part.parameter], part.axis, layer.blocks, index)
-            for index, layer in enumerate(self.layers)
-            for part in layer.parts
-        )
+        self.layers, self.probes = tuple(layers), tuple(probes)
+        self.slots, self.uses = _slots((*self.layers, *self.probes), parameters, param_group)
         self.device = self.slots[0].parameter.device if self.slots else _HOST
         self.buckets = _buckets(self.slots, CHUNK_ELEMENTS.get(self.device.type, CHUNK_ELEMENTS_ELSEWHERE))
         self.pieces = tuple(piece for bucket in self.buckets for piece in bucket.pieces)
@@ -122,18 +136,28 @@ class Plan:
 
     @cached_property
     def first_group(self) -> tuple[int, ...]:
-        """Index of each layer's first group, and the number of all groups as last entry."""
+        """Index of the first group of each layer and probe, and the number of all groups as last entry."""
         starts = [0]
-        for layer in self.layers:
+        for layer in (*self.layers, *self.probes):
             starts.append(starts[-1] + layer.blocks)
         return tuple(starts)
 
     @cached_property
-    def group_of_segment(self) -> Tensor:
-        """int64 ``[segments]``: the group that a segment's sums belong to."""
-        return _cat(
-            [torch.tensor(p.rows, device=_HOST) + self.first_group[self.slots[p.slot].layer] for p in self.pieces]
-        )
+    def pairs(self) -> tuple[Tensor, Tensor]:
+        """int64 ``[pairs]`` twice: segments, and the groups that their sums belong to; a segment may have several."""
+        segments: list[Tensor] = []
+        groups: list[Tensor] = []
+        users: dict[int, list[Use]] = {}
+        for use in self.uses:
+            users.setdefault(use.slot, []).append(use)
+        start = 0
+        for piece in self.pieces:
+            rows = torch.tensor(piece.rows, device=_HOST)
+            for use in users[piece.slot]:
+                segments.append(torch.arange(start, start + len(rows), device=_HOST))
+                groups.append(self.first_group[use.layer] + rows // (self.slots[piece.slot].blocks // use.blocks))
+            start += len(rows)
+        return _cat(segments), _cat(groups)
 
     @cached_property
     def slot_of_segment(self) -> Tensor:
@@ -152,6 +176,30 @@ class Plan:
         return _cat(
             [torch.full((len(piece.rows),), len(piece.columns), device=_HOST) for piece in self.pieces]
         ).double()
+
+
+def _slots(
+    layers: Sequence[ScaleGroup], parameters: Mapping[str, nn.Parameter], param_group: Mapping[str, int]
+) -> tuple[tuple[Slot, ...], tuple[Use, ...]]:
+    """Cut the layers' tensors, the finest cuts first: a coarser one of the same tensor uses their sums."""
+    slots: list[Slot] = []
+    of_tensor: dict[str, list[int]] = {}
+    uses: list[Use] = []
+    for index, layer in sorted(enumerate(layers), key=lambda item: -item[1].blocks):
+        for part in layer.parts:
+            known = of_tensor.setdefault(part.parameter, [])
+            slot = next((number for number in known if _makes(slots[number], layer.blocks, part.axis)), None)
+            if slot is None:
+                slot = len(slots)
+                slots.append(Slot(parameters[part.parameter], param_group[part.parameter], part.axis, layer.blocks))
+                known.append(slot)
+            uses.append(Use(index, slot, layer.blocks))
+    return tuple(slots), tuple(sorted(uses, key=lambda use: use.layer))
+
+
+def _makes(slot: Slot, blocks: int, axis: int) -> bool:
+    """Whether blocks of a slot add up to those of another cut of its tensor."""
+    return blocks == 1 or (slot.axis == axis and slot.blocks % blocks == 0)
 
 
 def _cat(tensors: list[Tensor]) -> Tensor:

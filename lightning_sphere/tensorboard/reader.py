@@ -32,8 +32,13 @@ class RunRecord:
         quantities: names of the quantities (see ``lightning_sphere.quantities``).
         stats: names of the statistics over a layer's groups: p10, median, p90, rms.
         values: float32 ``[steps, layers, quantities, stats]``; NaN where unknown, and all over a skipped step.
-        groups: what discovery said of each parameter: mappings with the keys parameter, kind, axis, blocks, members,
-            joint_with, norm and reason, as ``Discovery.table()`` describes them.
+        groups: what is known of each weight: mappings with the keys parameter, kind, axis, blocks, members, joint_with,
+            norm and reason, as ``Discovery.table()`` describes them; ``layer``, its name in :attr:`layers`; and
+            ``verdict``, what the gradients say of the claim (verified, contradicted, eps dominates, not yet seen),
+            ``verified_share``, the share of its groups that nothing speaks against, and ``residual``, the median of
+            their |cos(gradient, weight)|, all three as of the last time that any verdict changed, and ``None`` where
+            nothing is claimed or seen. After the weights, one more row for each set that is invariant only together:
+            its first tensor is the parameter, ``joint_with`` are the others.
         invariant: per layer, whether a normalization follows.
         cuts: per layer, the axis along which its weight is cut into groups, and into how many equal blocks; also for
             layers that are not invariant, of which ``groups`` says nothing.

@@ -29,7 +29,7 @@ class TableSchema:
     cuts: tuple[tuple[int, int], ...]
     """Per layer: axis along which its weight is cut into groups, and into how many equal blocks."""
     groups: tuple[Mapping[str, Any], ...] = ()
-    """One mapping per parameter with two dimensions or more, as ``Discovery.table()`` gives it."""
+    """One mapping per parameter with two dimensions or more, then one per joint set; see ``RunRecord.groups``."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
