@@ -87,6 +87,10 @@ class Offset:
     source: str = ""
     """Where it was added, for people."""
 
+    def rewritten(self, degree: Degree, varies: tuple[bool, ...]) -> Offset:
+        """The same summand in another layout."""
+        return Offset(degree, varies, self.constant, self.stabilizer, self.key, self.source)
+
     @property
     def identity(self) -> object:
         """What tells whether two offsets are the same summand."""
@@ -131,7 +135,7 @@ class Value:
         varies: Callable[[tuple[bool, ...]], tuple[bool, ...]],
     ) -> Value:
         """Apply a change of shape to the value and to its offsets."""
-        offsets = tuple(replace(o, degree=o.degree.map(function), varies=varies(o.varies)) for o in self.offsets)
+        offsets = tuple(o.rewritten(o.degree.map(function), varies(o.varies)) for o in self.offsets)
         return Value(shape, self.degree.map(function), offsets, varies(self.varies), self.statistic, self.via)
 
     def broadcast(self, shape: Shape) -> Value:
@@ -153,6 +157,7 @@ class Value:
         return self.map(rows, shape, varies)
 
 
+@lru_cache(maxsize=4096)
 def constant(shape: Shape) -> Value:
     """A value in which no parameter of interest is involved."""
     return Value(shape, varies=(True,) * len(shape))
@@ -196,7 +201,7 @@ def reshape_rows(rows: IntArray, source: Shape, target: Shape) -> IntArray:
                 after[axis] = target[axis]
             wide = [axis for axis in new if target[axis] > 1]
             mixed += wide if len(wide) > 1 else []
-    result = np.broadcast_to(rows, before).reshape(after)
+    result = (rows if rows.shape == tuple(before) else np.broadcast_to(rows, before)).reshape(after)
     for axis in mixed:
         first = result.take([0], axis)
         if (result == first).all():

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_sphere.discovery.degrees import Shape
-from lightning_sphere.discovery.standins import Standins
+from lightning_sphere.discovery.standins import NodeOutput, Standins
 
 Edge = tuple[int, int] | None
 """Position of the node that made an input, and which of its outputs; ``None`` for what needs no gradient."""
@@ -149,15 +149,15 @@ def read_graph(outputs: Iterable[Tensor], model: nn.Module, standins: Standins |
         elif id(output) in numbers:
             with torch.enable_grad():  # a view of a parameter has the node that stands for it
                 roots.append((output.view_as(output).grad_fn, 0))
-    stack = [(root, False) for root, _ in roots]
+    stack: list[tuple[Any, list[NodeOutput] | None]] = [(root, None) for root, _ in roots]
     while stack:
-        node, ready = stack.pop()
+        node, following = stack.pop()
         if node in positions:
             continue
-        following = [source if source[0] is None else standins.resolve(source) for source in node.next_functions]
-        if not ready:
-            stack.append((node, True))
-            stack.extend((source, False) for source, _ in following if source is not None and source not in positions)
+        if following is None:  # what it reads comes first
+            following = [source if source[0] is None else standins.resolve(source) for source in node.next_functions]
+            stack.append((node, following))
+            stack.extend((source, None) for source, _ in following if source is not None and source not in positions)
             continue
         position = positions[node] = len(graph.nodes)
         graph.nodes.append(node)

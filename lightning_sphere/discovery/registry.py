@@ -134,12 +134,14 @@ class Context:
 
     def uniform(self, value: Value, axes: Sequence[int]) -> Value:
         """Demand that a value and what was added to it each scale equally along ``axes``."""
+        if not value.degree.fields and not value.offsets:
+            return value
         cause = self.cause("mixed")
         join = self.system.single if all(size == 1 for size in self.shape) else self.system.uniform
         return replace(
             value,
             degree=join(value.degree, axes, cause),
-            offsets=tuple(replace(o, degree=join(o.degree, axes, cause)) for o in value.offsets),
+            offsets=tuple(o.rewritten(join(o.degree, axes, cause), o.varies) for o in value.offsets),
         )
 
     def passed(self, value: Value, label: str) -> Value:

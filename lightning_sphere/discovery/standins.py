@@ -67,7 +67,7 @@ class Standins:
         """The output to read in place of one in the real graph; mostly itself."""
         while True:
             node, _ = source
-            opener = self.openers.get(node.name())
+            opener = self.openers.get(type(node).__name__)
             if opener is not None and source not in self._outputs and node not in self._tried:
                 self._tried.add(node)
                 try:
