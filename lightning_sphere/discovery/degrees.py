@@ -9,9 +9,10 @@ are not declared frozen because there are thousands of them, and frozen ones are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import groupby, pairwise
 from math import prod
 
 import numpy as np
@@ -226,9 +227,28 @@ def reshape_varies(flags: tuple[bool, ...], source: Shape, target: Shape) -> tup
     result = [False] * len(target)
     for old, new in dimension_groups(source, target):
         added = prod(source[i] for i in old) > 1  # then dimensions of size 1 are new ones
-        for axis in new:
-            result[axis] = any(flags[i] for i in old) and not (added and target[axis] == 1)
+        runs = [(flag, prod(source[i] for i in run)) for flag, run in groupby(old, key=flags.__getitem__)]
+        parts = _overlaps([size for _, size in runs], [target[axis] for axis in new])
+        for axis, own in zip(new, parts, strict=True):
+            result[axis] = any(runs[i][0] for i in own) and not (added and target[axis] == 1)
     return tuple(result)
+
+
+def _overlaps(source: Sequence[int], target: Sequence[int]) -> list[list[int]]:
+    """Which dimensions before a reshape each one after it is made of: those whose steps through memory it shares."""
+    ends = [_steps(source), _steps(target)]
+    if any(b % a for a, b in pairwise(sorted({*ends[0], *ends[1]}))):
+        return [list(range(len(source)))] * len(target)  # no common refinement
+    spans = [list(zip(end[1:], end, strict=False)) for end in ends]
+    return [
+        [i for i, (low, high) in enumerate(spans[0]) if (low < top and bottom < high) or low == high == bottom]
+        for bottom, top in spans[1]
+    ]
+
+
+def _steps(sizes: Sequence[int]) -> list[int]:
+    """Elements from one index of each dimension to the next, the whole size first."""
+    return [prod(sizes[axis:]) for axis in range(len(sizes) + 1)]
 
 
 def either(first: Iterable[bool], second: Iterable[bool]) -> tuple[bool, ...]:

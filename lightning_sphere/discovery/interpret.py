@@ -5,8 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from lightning_sphere.discovery import (
+    blanks,
     rules_attention,
+    rules_backward,
+    rules_choose,
     rules_complex,
+    rules_embedding,
     rules_images,
     rules_index,
     rules_inplace,
@@ -25,7 +29,10 @@ from lightning_sphere.discovery.system import Cause, Symbol, System
 
 RULE_MODULES = (
     rules_attention,
+    rules_backward,
+    rules_choose,
     rules_complex,
+    rules_embedding,
     rules_images,
     rules_index,
     rules_inplace,
@@ -70,14 +77,18 @@ def interpret(
             continue
         inputs = [None if edge is None else _output(values[edge[0]], edge[1]) for edge in edges]
         name = short_name(graph.names[position])
-        zeros = name in rules_write.WRITERS or (name == "Mul" and None in edges)  # may be made, or be left
+        if buffers and (moved := blanks.moved_zeros(name, inputs, shapes)) is not None:
+            values.append(moved)
+            buffers.add(position)
+            continue
+        zeros = name in blanks.WRITERS or (name == "Mul" and None in edges)  # may be made, or be left
         if all(value is None or value.trivial for value in inputs) and not zeros:
             values.append(tuple(constant(shape) for shape in shapes))
             continue
         context = Context(system, graph, parameters, position, inputs)
         if buffers and any(edge is not None and edge[0] in buffers for edge in edges):
             context.inputs = [
-                value if value is None or value.blank is None else rules_write.seen_by(context, edge, value)
+                value if value is None or value.blank is None else blanks.seen_by(context, edge, value)
                 for value, edge in zip(inputs, edges, strict=True)
             ]
         function = RULES.get(name, unknown)

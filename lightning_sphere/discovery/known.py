@@ -79,6 +79,8 @@ class Known:
             result = self._look(self.graph.nodes[reader], "result", self.graph.shapes[reader][0])
             if name in _INVERSE and result is not None:
                 return _INVERSE[name](result.to(torch.float64)).to(result.dtype)
+            if name == "ViewAsReal" and (pairs := self.later((reader, 0), depth - 1)) is not None:
+                return torch.view_as_complex(pairs.contiguous())
             if name in RESHAPES or name == "Expand":
                 result = self.later((reader, 0), depth - 1)
                 if result is None:

@@ -66,3 +66,13 @@ def attention(ctx: Context) -> Sequence[Value]:
     mixed = ctx.uniform(value, axes)
     offsets = tuple(replace(o, key=None) for o in mixed.offsets)
     return [replace(mixed, shape=ctx.shape, offsets=offsets, varies=(True,) * ndim), *rest]
+
+
+@rule("Softmax", "LogSoftmax", "SafeSoftmax")
+def softmax(ctx: Context) -> Sequence[Value]:
+    """What is the same for all elements that are compared makes no difference."""
+    value = ctx.source()
+    (axis,) = ctx.dims("dim", len(value.shape)) if value.shape else (0,)
+    left = tuple(o for o in value.offsets if not value.shape or o.varies[axis])
+    ctx.zero(replace(value, offsets=left))
+    return [constant(shape) for shape in ctx.shapes]

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from lightning_sphere.discovery.degrees import Value
+from lightning_sphere.discovery.degrees import Value, constant
 from lightning_sphere.discovery.registry import Context, rule
-from lightning_sphere.discovery.rules_pointwise import choose
+from lightning_sphere.discovery.rules_choose import choose
+from lightning_sphere.discovery.rules_pointwise import settled_operands
 
 
 @rule("ViewAsComplex")
@@ -45,3 +46,14 @@ def fourier(ctx: Context) -> Value:
     value = ctx.settle(ctx.source())
     value = ctx.uniform(value, ctx.dims("dim", len(value.shape)))
     return replace(value, shape=ctx.shape, varies=(True,) * len(ctx.shape))
+
+
+@rule("Atan2", "Angle")
+def angle(ctx: Context) -> Value:
+    """It does not scale if both coordinates scale alike."""
+    settled = settled_operands(ctx, len(ctx.inputs))
+    degree = settled[0].degree
+    if len(settled) == 2:
+        degree = ctx.system.equal(degree, settled[1].degree, ctx.cause("added", degree, settled[1].degree))
+    ctx.system.reset(degree, "an angle", settled[0].via)
+    return constant(ctx.shape)

@@ -7,8 +7,10 @@ from dataclasses import replace
 from math import isfinite
 
 import numpy as np
+import torch
 
 from lightning_sphere.discovery.degrees import Value, constant
+from lightning_sphere.discovery.elements import filler
 from lightning_sphere.discovery.graph import signed
 from lightning_sphere.discovery.partition import IntArray
 from lightning_sphere.discovery.registry import Context, rule
@@ -110,9 +112,13 @@ def pad_with_number(ctx: Context) -> Value:
 def _padded_number(ctx: Context, padding: Sequence[int]) -> float | None:
     """The number that was padded, if it is known: the operation does not save it but a reader may."""
     padded = Values(ctx.graph).later((ctx.position, 0))
-    if padded is None or type(padded).__name__ == "FakeTensor" or not padded.numel():
-        return None
     place = next(place for place, size in enumerate(padding) if size > 0)
+    if padded is None:
+        edges = torch.zeros(ctx.shape[-1 - place // 2], dtype=torch.bool)
+        edges[0 if place % 2 == 0 else -1] = True
+        return filler(ctx.graph, (ctx.position, 0), edges.reshape(-1, *(1,) * (place // 2)))
+    if type(padded).__name__ == "FakeTensor" or not padded.numel():
+        return None
     return float(padded.select(-1 - place // 2, 0 if place % 2 == 0 else -1).flatten()[0])
 
 

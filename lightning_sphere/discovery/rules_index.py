@@ -117,14 +117,20 @@ def _taken(ctx: Context, value: Value, indices: Indices) -> Value:
 @rule("Gather", "ScatterGather")
 def gather(ctx: Context) -> Value:
     """An index of its own for every element: mixed along one dimension, cut along the others."""
-    value = ctx.settle(ctx.source())
     (axis,) = ctx.dims("dim", len(ctx.shape))
-    value = ctx.uniform(value, [axis])
+    value = ctx.uniform(_unmixed(ctx, ctx.source(), axis), [axis])
 
     def cut(rows: IntArray) -> IntArray:
         return rows[tuple(slice(0, size) for size in ctx.shape)]
 
     return replace(value.map(cut, ctx.shape, lambda flags: flags), varies=(True,) * len(ctx.shape))
+
+
+def _unmixed(ctx: Context, value: Value, axis: int) -> Value:
+    """Elements change places along a dimension: what was added stays what it is if it is the same for all of them."""
+    varying = tuple(o for o in value.offsets if o.varies[axis])
+    kept = tuple(replace(o, key=None) for o in value.offsets if o not in varying)
+    return replace(ctx.settle(replace(value, offsets=varying)), offsets=kept)
 
 
 @rule("Cumsum", "Cummax", "Cummin", "Sort", "Topk", "Kthvalue", "Mode", "Renorm")
@@ -133,9 +139,10 @@ def along_one(ctx: Context) -> Sequence[Value]:
     if ctx.name == "Renorm":
         ctx.zero(ctx.source())
         return [constant(ctx.shape)]
-    value = ctx.settle(ctx.source())
+    value = ctx.source()
     (axis,) = ctx.dims("dim", len(value.shape)) if value.shape else (0,)
-    value = ctx.uniform(value, [axis])
+    ordered = value.shape and ctx.name in ("Sort", "Topk", "Kthvalue", "Cummax", "Cummin")
+    value = ctx.uniform(_unmixed(ctx, value, axis) if ordered else ctx.settle(value), [axis])
     if len(ctx.shape) < len(value.shape):
         value = reshaped(ctx, value.map(lambda r: r, _with(value.shape, axis, 1), lambda f: f), ctx.shape)
     rest = [constant(shape) for shape in ctx.shapes[1:]]

@@ -196,17 +196,30 @@ def _called(ctx: Context) -> Probe | None:
     metadata = node._input_metadata[0]
     other = node.next_functions[1] if len(node.next_functions) > 1 else (None, 0)
     kind = metadata.dtype if other[0] is None else other[0]._input_metadata[other[1]].dtype
-    if not kind.is_floating_point:
+    if kind.is_complex:
+        exact = torch.complex64 if kind == torch.complex128 else torch.complex128
+    elif kind.is_floating_point:
+        exact = torch.float32 if kind == torch.float64 else torch.float64
+    else:
         return None
-    exact = torch.float32 if kind == torch.float64 else torch.float64
-    sent = torch.arange(1, prod(ctx.shape) + 1, dtype=exact, device=metadata.device).view(ctx.shape)
-    with torch.no_grad():
-        found = node(sent)
+    sent = torch.arange(1, prod(ctx.shape) + 1, device=metadata.device).to(exact).view(ctx.shape)
+    try:
+        with torch.no_grad():
+            found = node(sent)
+    except RuntimeError:  # some operations take gradients of their own type only
+        return None
     base, source = (*((found,) if isinstance(found, Tensor) else found), None)[:2]
     copied = source is not None and source.dtype == kind
     if copied and kind.itemsize < 4:
         source = _in_digits(node, sent)
-    return Probe(sent, base, source, copied)
+    return Probe(_real(sent), _real(base), _real(source), copied)
+
+
+def _real(numbers: Any) -> Any:
+    """The numbers sent, or come back, without the imaginary part that complex tensors have and these do not."""
+    if numbers is None or not numbers.is_complex():
+        return numbers
+    return numbers.real if not numbers.imag.any() else torch.full_like(numbers.real, torch.nan)
 
 
 def _in_digits(node: Any, sent: Tensor) -> Tensor:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from math import prod
 
 import numpy as np
-from torch import Tensor
+import torch
 
-from lightning_sphere.discovery.degrees import Degree, Offset, Value, constant, either
+from lightning_sphere.discovery.blanks import zeros
+from lightning_sphere.discovery.degrees import MAX_FIELD, Degree, Offset, Shape, Value, constant, either
+from lightning_sphere.discovery.graph import Edge
+from lightning_sphere.discovery.names import name_written_norm
 from lightning_sphere.discovery.partition import IntArray
 from lightning_sphere.discovery.registry import Context, rule
 from lightning_sphere.discovery.rules_attention import sums_to_one
-from lightning_sphere.discovery.rules_pointwise import _sum, unknown
+from lightning_sphere.discovery.rules_pointwise import SMALL, _sum, unknown
 from lightning_sphere.discovery.rules_shape import indexed
+from lightning_sphere.discovery.saved import saved_tensor
 from lightning_sphere.discovery.system import constant_offset
 
 
@@ -28,11 +33,12 @@ def _bilinear(
         second: The same.
         varies: Along which dimensions of the output a product with an offset varies.
     """
-    if first.offsets and second.offsets:
+    if len(first.offsets) * len(second.offsets) > MOST_PAIRS:
         second = ctx.settle(second)
     # The weight, on whichever side it stands, is multiplied last: it has been multiplied with less than its input.
     degrees = sorted((first.degree, second.degree), key=lambda degree: -len(degree.powers))
     degree = ctx.system.product(degrees[0], degrees[1])
+    _note_cancelled(ctx, first, second, first.degree.fields.keys() & second.degree.fields.keys() - degree.fields.keys())
     offsets = [
         Offset(ctx.system.product(o.degree, second.degree), varies(o, None), o.constant, source=o.source)
         for o in first.offsets
@@ -41,7 +47,28 @@ def _bilinear(
         Offset(ctx.system.product(first.degree, o.degree), varies(None, o), o.constant, source=o.source)
         for o in second.offsets
     ]
+    offsets += [
+        Offset(
+            ctx.system.product(a.degree, b.degree),
+            tuple(x and y for x, y in zip(varies(a, None), varies(None, b), strict=True)),
+            a.constant and b.constant,
+        )
+        for a in first.offsets
+        for b in second.offsets
+    ]
     return Value(ctx.shape, degree, tuple(offsets), (True,) * len(ctx.shape))
+
+
+def _note_cancelled(ctx: Context, first: Value, second: Value, symbols: Iterable[int]) -> None:
+    """A weight that is divided by its own square, and multiplied again, is normalized as well, if by nothing before."""
+    for symbol in symbols:
+        if ctx.system.partitions[symbol].alive and symbol not in ctx.system.norms:
+            name = name_written_norm(ctx.graph, ctx.parameters, ctx.position, 1)
+            ctx.system.note_norm(symbol, first.degree.fields[symbol], name, first.via or second.via)
+
+
+MOST_PAIRS = 4
+"""So many products of what was added to two operands are kept apart."""
 
 
 def _rows_only(value: Value, function: Callable[[IntArray], IntArray]) -> Value:
@@ -53,10 +80,19 @@ def _rows_only(value: Value, function: Callable[[IntArray], IntArray]) -> Value:
 def _matmul(ctx: Context, first: Value | None, second: Value | None, place: int | None = None) -> Value:
     """``(..., n, k) @ (..., k, m)``; the operands may be inputs of the node, from number ``place`` on."""
     edges = (None, None) if place is None else ctx.graph.edges[ctx.position][place : place + 2]
-    ndim = len(ctx.shape)
-    lead = ctx.shape[:-2]
-    a = ctx.uniform(constant((*lead, ctx.shape[-2], 1)) if first is None else first, [ndim - 1])
-    b = ctx.uniform(constant((*lead, 1, ctx.shape[-1])) if second is None else second, [ndim - 2])
+    if _by_zeros(ctx, edges):
+        return zeros(ctx.shape)
+    return contracted(ctx, first, second, ctx.shape, edges)
+
+
+def contracted(
+    ctx: Context, first: Value | None, second: Value | None, shape: Shape, edges: Sequence[Edge] = (None, None)
+) -> Value:
+    """``(..., n, k) @ (..., k, m)`` of a given shape; the edges tell which operand is a softmax."""
+    ndim, lead = len(shape), shape[:-2]
+    first, second = _cancelled(ctx, first, second)
+    a = ctx.uniform(constant((*lead, shape[-2], 1)) if first is None else first, [ndim - 1])
+    b = ctx.uniform(constant((*lead, 1, shape[-1])) if second is None else second, [ndim - 2])
 
     def varies(left: Offset | None, right: Offset | None) -> tuple[bool, ...]:
         if left is not None:
@@ -68,7 +104,36 @@ def _matmul(ctx: Context, first: Value | None, second: Value | None, place: int 
         lead_varies = right.varies[:-2] if mean else either(right.varies[:-2], a.varies[:-2])
         return (*lead_varies, not mean, right.varies[-1])
 
-    return _bilinear(ctx, a, b, varies)
+    return replace(_bilinear(ctx, a, b, varies), shape=shape, varies=(True,) * ndim)
+
+
+def _cancelled(ctx: Context, first: Value | None, second: Value | None) -> tuple[Value | None, Value | None]:
+    """Drop the symbols whose terms cancel in the product before it is summed, as in gradients of normed layers."""
+    if first is None or second is None or first.offsets or second.offsets:
+        return first, second
+    gone = []
+    for symbol in first.degree.fields.keys() & second.degree.fields.keys():
+        left = tuple((c, rows[..., None]) for c, rows in first.degree.fields[symbol])
+        right = tuple((c, rows[..., None, :, :]) for c, rows in second.degree.fields[symbol])
+        small = prod(np.broadcast_shapes(*(rows.shape for _, rows in left + right))) <= MAX_FIELD
+        if small and not ctx.system.simplify(symbol, left + right):
+            gone.append(symbol)
+    if not gone:
+        return first, second
+    _note_cancelled(ctx, first, second, gone)
+    kept = [
+        replace(v, degree=Degree({s: t for s, t in v.degree.fields.items() if s not in gone}, v.degree.powers))
+        for v in (first, second)
+    ]
+    return kept[0], kept[1]
+
+
+def _by_zeros(ctx: Context, edges: Sequence[Edge]) -> bool:
+    """Whether one of the operands is data and all zero, such as the first state of a recurrence."""
+    names = (("self", "mat1", "batch1"), ("mat2", "batch2"))
+    operands = [saved_tensor(ctx.node, n) for e, own in zip(edges, names, strict=True) if e is None for n in own]
+    dense = [data for data in operands if data is not None and data.layout == torch.strided]
+    return any(0 < data.numel() <= SMALL and not data.any() for data in dense)
 
 
 @rule("Mm", "Bmm")
@@ -109,6 +174,9 @@ def add_matmul(ctx: Context) -> Value:
             ctx.zero(value)
         return constant(ctx.shape)
     product = _matmul(ctx, first, second, 1)
+    if product.blank is not None and bias is not None:
+        return bias.broadcast(ctx.shape)
+    product = replace(product, blank=None)
     if bias is None:
         everywhere = (True,) * len(ctx.shape)
         return replace(product, offsets=(*product.offsets, constant_offset(everywhere, ctx.name)))
@@ -209,42 +277,3 @@ def _transposed_filters(ctx: Context, filters: Value, groups: int, channels: int
         return np.broadcast_to(rows, (groups, channels // groups, *rows.shape[2:])).reshape(1, -1)
 
     return _rows_only(ctx.uniform(_rows_only(filters, split), [1]), merge)
-
-
-@rule("Embedding")
-def embedding(ctx: Context) -> Value:
-    """Rows of a table, looked up by index."""
-    table = ctx.settle(ctx.source())
-    if getattr(ctx.node._raw_saved_indices, "unpack_hook", None) is not None:  # which rows are read stays unknown
-        table = ctx.uniform(table, [0])
-    indices: IntArray | None = None
-
-    def look_up(rows: IntArray) -> IntArray:
-        nonlocal indices
-        if rows.shape[0] == 1:
-            return rows.reshape((1,) * (len(ctx.shape) - 1) + rows.shape[1:])
-        if indices is None:
-            indices = _indices(ctx.node._saved_indices, rows.shape[0])
-        found: IntArray = rows[indices].reshape((*indices.shape, rows.shape[1]))
-        return found
-
-    degree = table.degree.map(look_up)
-    for symbol, terms in degree.fields.items():
-        if any(rows.shape[-1] == 1 and indices is not None for _, rows in terms):
-            ctx.system.partitions[symbol].note_seen(np.concatenate([rows.ravel() for _, rows in terms]))
-    return Value(ctx.shape, degree, varies=(True,) * len(ctx.shape))
-
-
-def _indices(saved: Tensor, rows: int) -> IntArray:
-    """The indices that were looked up; a tensor without numbers stands for ones that differ as far as they can."""
-    if type(saved).__name__ == "FakeTensor":
-        return np.arange(saved.numel()).reshape(saved.shape) % rows
-    return np.asarray(saved.detach().cpu().numpy(), dtype=np.intp)
-
-
-@rule("EmbeddingBag")
-def embedding_bag(ctx: Context) -> Sequence[Value]:
-    """Sums or means of looked up rows: all rows must scale equally."""
-    table = ctx.settle(ctx.uniform(ctx.source(), [0]))
-    value = Value(ctx.shape, table.degree, varies=(True,) * len(ctx.shape))
-    return [value, *(constant(shape) for shape in ctx.shapes[1:])]

@@ -17,14 +17,16 @@ from lightning_sphere.discovery.system import constant_offset
 
 def _normalize(ctx: Context, value: Value, axes: Sequence[int], kind: str, centred: bool = True) -> Value:
     """Make a value independent of its scale along ``axes``, and of what is constant along them if centred."""
-    if centred:
-        kept = tuple(o for o in value.offsets if any(o.varies[axis] for axis in axes))
-        value = replace(value, offsets=kept)
-    value = ctx.settle(value)
+    value = ctx.settle(removed(value, axes) if centred else value)
     degree = ctx.system.uniform(value.degree, axes, ctx.cause("mixed"))
     ctx.system.note_share(degree, eps_share(ctx.graph, ctx.position, centred))
     ctx.system.reset(degree, name_norm(ctx.graph, ctx.parameters, ctx.position, kind), value.via)
     return Value(value.shape, ZERO, varies=(True,) * len(value.shape))
+
+
+def removed(value: Value, axes: Sequence[int]) -> Value:
+    """A value without what subtracting its mean along ``axes`` removes."""
+    return replace(value, offsets=tuple(o for o in value.offsets if any(o.varies[axis] for axis in axes)))
 
 
 def _affine(ctx: Context, value: Value, gain: Value | None, bias: Value | None, axes: Sequence[int]) -> Value:
@@ -68,16 +70,26 @@ def batch_norm(ctx: Context) -> Sequence[Value]:
             replace(o, varies=tuple(flag or axis == 1 for axis, flag in enumerate(o.varies)), key=None) for o in offsets
         )
         return _with_rest(ctx, _affine(ctx, replace(value, offsets=offsets), None, bias, [1]))
-    instance = len(ctx.graph.edges[ctx.position]) > 1 and _repeated(ctx)
+    instance = _repeated(ctx)
     axes = [axis for axis in range(len(value.shape)) if axis != 1]
     normal = _normalize(ctx, value, axes, "InstanceNorm" if instance else "BatchNorm")
     return _with_rest(ctx, _affine(ctx, normal, gain, bias, [1]))
 
 
 def _repeated(ctx: Context) -> bool:
-    """Whether the gain is repeated for every sample, as instance norm does."""
-    edge = ctx.graph.edges[ctx.position][1]
-    return edge is not None and ctx.graph.names[edge[0]].startswith("Repeat")
+    """Whether samples and channels were made one dimension, and the gain repeated for each sample: instance norm."""
+    graph, edges = ctx.graph, ctx.graph.edges[ctx.position]
+    gain = edges[1] if len(edges) > 1 else None
+    if gain is not None:
+        return graph.names[gain[0]].startswith("Repeat")
+    (source, *_), shape = edges, ctx.source().shape
+    if source is None or shape[0] != 1 or not graph.edges[source[0]] or "View" not in graph.names[source[0]]:
+        return False
+    before = graph.edges[source[0]][0]
+    if before is None:
+        return False
+    given = graph.shapes[before[0]][before[1]]
+    return len(given) == len(shape) and given[0] > 1 and given[0] * given[1] == shape[1]
 
 
 @rule("NativeLayerNorm", "LayerNorm")
@@ -109,11 +121,24 @@ def group_norm(ctx: Context) -> Sequence[Value]:
     shape, groups = value.shape, int(ctx.saved("group"))
     if groups == shape[1]:
         normal = _normalize(ctx, value, range(2, len(shape)), "GroupNorm")
+        split = value
     else:
         split = reshaped(ctx, value, (shape[0], groups, shape[1] // groups, *shape[2:]))
         normal = _normalize(ctx, split, range(2, len(shape) + 1), "GroupNorm")
     normal = Value(shape, ZERO, varies=(True,) * len(shape))
-    return _with_rest(ctx, _affine(ctx, normal, gain, bias, [1]))
+    result = _with_rest(ctx, _affine(ctx, normal, gain, bias, [1]))
+    return [result[0], *_statistics(ctx, split)]
+
+
+def _statistics(ctx: Context, value: Value) -> Sequence[Value]:
+    """Mean and reciprocal deviation, which are outputs of a norm as well: gradients inside the loss read them."""
+    readers = (edge for reader in ctx.graph.consumers[ctx.position] for edge in ctx.graph.edges[reader])
+    if not any(edge is not None and edge[0] == ctx.position and edge[1] > 0 for edge in readers):
+        return [constant(shape) for shape in ctx.shapes[1:]]
+    settled = ctx.uniform(ctx.settle(value), range(2, len(value.shape)))
+    mean = settled.map(lambda rows: rows.reshape(rows.shape[:2]), value.shape[:2], lambda flags: flags[:2])
+    mean = replace(mean, statistic=True)
+    return [mean, replace(mean, degree=mean.degree.scaled(-1))]
 
 
 @rule("WeightNormInterface")

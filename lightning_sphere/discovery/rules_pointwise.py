@@ -7,15 +7,14 @@ from dataclasses import replace
 from math import prod
 
 import numpy as np
-from torch import Tensor
 
 from lightning_sphere.discovery.degrees import Blank, Offset, Value, constant, either
+from lightning_sphere.discovery.graph import short_name
 from lightning_sphere.discovery.names import name_written_norm
 from lightning_sphere.discovery.registry import Context, rule
 from lightning_sphere.discovery.saved import saved_tensor
 from lightning_sphere.discovery.stabilizers import Stabilizer, lower_bound, one_number
 from lightning_sphere.discovery.system import constant_offset
-from lightning_sphere.discovery.values import LARGEST, Values
 
 LABELS = {
     "Relu": "ReLU",
@@ -30,10 +29,18 @@ LABELS = {
 }
 
 
-@rule("ToCopy", "Clone", "Alias", "Contiguous", "NativeDropout", "FusedDropout")
+@rule("ToCopy", "Clone", "Alias", "Contiguous")
 def keep(ctx: Context) -> Value:
     """The output scales as the input does, with everything that was added to it."""
     return replace(ctx.source(), shape=ctx.shape)
+
+
+@rule("NativeDropout", "FusedDropout")
+def dropout(ctx: Context) -> Sequence[Value]:
+    """Some elements become zero, of what was added as well."""
+    value, everywhere = ctx.source(), (True,) * len(ctx.shape)
+    offsets = tuple(replace(o, varies=everywhere, key=None) for o in value.offsets)
+    return [replace(value, offsets=offsets, varies=everywhere), *(constant(shape) for shape in ctx.shapes[1:])]
 
 
 @rule("Neg")
@@ -118,6 +125,8 @@ def multiply(ctx: Context) -> Value | Sequence[Value]:
     sign = -1 if ctx.name == "Div" else 1
     if second is None and first is not None:
         return _times_data(ctx, first, "other")
+    if first is not None and second is not None and sign > 0 and _divides(ctx):  # two norms multiplied, of a cosine
+        first, second = (ctx.settle(v, forgive=True) if _stabilized(v) else v for v in (first, second))
     if second is not None and (sign < 0 or (first is not None and first.offsets)):
         second = ctx.settle(second, forgive=sign < 0)
     if second is None:
@@ -143,6 +152,20 @@ def multiply(ctx: Context) -> Value | Sequence[Value]:
     ]
     statistic = first.statistic and second.statistic
     return Value(ctx.shape, degree, tuple(offsets), either(first.varies, second.varies), statistic, first.via)
+
+
+def _stabilized(value: Value) -> bool:
+    """Whether a value is a statistic and a number."""
+    return value.statistic and any(o.stabilizer is not None for o in value.offsets)
+
+
+def _divides(ctx: Context) -> bool:
+    """Whether all that reads a product divides by it, or takes a root of it."""
+    return all(
+        short_name(ctx.graph.names[reader]) in ("Sqrt", "Rsqrt", "Reciprocal")
+        or (short_name(ctx.graph.names[reader]) == "Div" and ctx.graph.edges[reader][1:2] == ((ctx.position, 0),))
+        for reader in ctx.graph.consumers[ctx.position]
+    )
 
 
 def _normalized(ctx: Context, value: Value, statistic: Value) -> Value:
@@ -198,54 +221,7 @@ def power(ctx: Context) -> Value | Sequence[Value]:
     return replace(value, degree=value.degree.scaled(exponent), shape=ctx.shape)
 
 
-@rule("Maximum", "Minimum", "Where", "Lerp", "Hypot", "Fmax", "Fmin")
-def choose(ctx: Context) -> Value:
-    """One of two values, or between them: both must scale equally."""
-    if ctx.name == "Lerp" and len(ctx.inputs) > 2:
-        ctx.zero(ctx.inputs[2])
-    if ctx.name == "Maximum" and (bounded := _bounded(ctx)) is not None:
-        return bounded
-    if ctx.name == "Where" and (alone := _else_zero(ctx)) is not None:
-        return alone
-    settled = _settled_operands(ctx, 2)
-    cause = ctx.cause("added", settled[0].degree, settled[1].degree)
-    degree = ctx.system.equal(settled[0].degree, settled[1].degree, cause)
-    return Value(ctx.shape, degree, varies=(True,) * len(ctx.shape), via=settled[0].via)
-
-
-def _else_zero(ctx: Context) -> Value | None:
-    """One of the values, where the numbers show that the other one is zero, or infinite."""
-    condition = saved_tensor(ctx.node, "condition")
-    value = next((v for v in ctx.inputs[:2] if v is not None), None)
-    if condition is None or value is None or None not in ctx.inputs[:2]:
-        return None
-    unused = condition if ctx.inputs[0] is None else condition.logical_not()
-    if not scales_at(ctx, unused):
-        return None
-    return replace(ctx.settle(value.broadcast(ctx.shape)), varies=(True,) * len(ctx.shape))
-
-
-def scales_at(ctx: Context, where: Tensor) -> bool:
-    """Whether the numbers show nothing but zeros and infinities at some elements of the output."""
-    numbers = Values(ctx.graph).later((ctx.position, 0))
-    if numbers is None or not 0 < numbers.numel() <= LARGEST:
-        return False
-    return not bool((numbers.ne(0) & numbers.isfinite() & where).any())
-
-
-def _bounded(ctx: Context) -> Value | None:
-    """A statistic that a small number bounds from below."""
-    for value, operand in zip(ctx.inputs[:2], ("other", "self"), strict=True):
-        data = saved_tensor(ctx.node, operand)
-        if value is not None and value.statistic and data is not None and data.numel() == 1:
-            bound = lower_bound(ctx.graph, ctx.position, float(data), "self" if operand == "other" else "other")
-            ctx.system.note_share(value.degree, bound.share)
-            if bound.small and value is not None:
-                return replace(ctx.settle(value.broadcast(ctx.shape)), shape=ctx.shape)
-    return None
-
-
-def _settled_operands(ctx: Context, count: int) -> list[Value]:
+def settled_operands(ctx: Context, count: int) -> list[Value]:
     """The first operands, without offsets."""
     operands = [constant(ctx.shape) if v is None else v.broadcast(ctx.shape) for v in ctx.inputs[:count]]
     return [ctx.settle(operand) for operand in operands]
@@ -254,7 +230,7 @@ def _settled_operands(ctx: Context, count: int) -> list[Value]:
 @rule("Addcmul", "Addcdiv")
 def add_product(ctx: Context) -> Value:
     """``x + y * z`` and ``x + y / z``."""
-    settled = _settled_operands(ctx, 3)
+    settled = settled_operands(ctx, 3)
     degree = ctx.system.product(settled[1].degree, settled[2].degree, -1 if ctx.name == "Addcdiv" else 1)
     degree = ctx.system.equal(settled[0].degree, degree, ctx.cause("added", settled[0].degree, degree))
     return Value(ctx.shape, degree, varies=(True,) * len(ctx.shape))
@@ -263,7 +239,7 @@ def add_product(ctx: Context) -> Value:
 @rule(
     "Gelu", "Silu", "Sigmoid", "Tanh", "Softplus", "Elu", "Selu", "Celu", "Mish", "Hardswish", "Hardsigmoid",
     "Hardtanh",
-    "Exp", "Expm1", "Log", "Log1P", "Log2", "Log10", "Sin", "Cos", "Erf", "Softmax", "LogSoftmax", "SafeSoftmax",
+    "Exp", "Expm1", "Log", "Log1P", "Log2", "Log10", "Sin", "Cos", "Erf",
     "LogSigmoid", "Logsumexp", "Softshrink", "Hardshrink", "Atan", "Asinh",
     "NllLoss", "NllLoss2D", "BinaryCrossEntropy", "BinaryCrossEntropyWithLogits", "MseLoss", "SmoothL1Loss",
     "HuberLoss", "L1Loss", "KlDiv", "CtcLoss", "SoftMarginLoss", "MultilabelMarginLoss", "CudnnCtcLoss",

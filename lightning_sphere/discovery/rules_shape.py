@@ -13,6 +13,7 @@ import numpy as np
 from lightning_sphere.discovery.degrees import (
     MAX_FIELD,
     ZERO,
+    Blank,
     Degree,
     Offset,
     Shape,
@@ -168,7 +169,7 @@ def _split_sizes(ctx: Context, total: int) -> list[int]:
 def concatenate(ctx: Context) -> Value | Sequence[Value]:
     """Rows are concatenated along one dimension."""
     (axis,) = ctx.dims("dim", len(ctx.shape))
-    values = [value for value in ctx.inputs if value is None or len(value.shape) > 0]
+    values = [v for v in ctx.inputs if v is None or len(v.shape) > 0 or ctx.name == "Stack"]
     if ctx.name == "Stack":
         values = [
             v and v.map(lambda r: np.expand_dims(r, axis), (*v.shape[:axis], 1, *v.shape[axis:]),
@@ -191,7 +192,9 @@ def concatenate(ctx: Context) -> Value | Sequence[Value]:
     def combine(pieces: Sequence[IntArray]) -> IntArray:
         return _concatenated(pieces, parts, axis)
 
-    degree = joined(ctx, [part.degree for part in parts], combine)
+    lasting = next((part.degree.powers for part in parts if part is not filler), {})
+    degrees = [Degree({}, lasting) if part is filler else part.degree for part in parts]  # data may be zeros
+    degree = joined(ctx, degrees, combine)
     offsets = []
     for flags in dict.fromkeys(o.varies for part in parts for o in part.offsets):
         # What is constant along the same dimensions is joined, a bias with a bias, so that a norm can remove it.
@@ -202,7 +205,10 @@ def concatenate(ctx: Context) -> Value | Sequence[Value]:
             offsets.append(Offset(joined(ctx, degrees, combine), varies, source=ctx.name))
     via = next((part.via for part in parts if part.via), ())
     statistic = all(part.statistic for part in parts)
-    return Value(ctx.shape, degree, tuple(offsets), (True,) * len(ctx.shape), statistic, via)
+    where = [np.full(part.shape[axis], part is filler) for part in parts]
+    layout = [-1 if a == axis else 1 for a in range(len(ctx.shape))]
+    blank = Blank(np.concatenate(where).reshape(layout), False) if any(map(np.any, where)) else None
+    return Value(ctx.shape, degree, tuple(offsets), (True,) * len(ctx.shape), statistic, via, blank)
 
 
 def joined(ctx: Context, degrees: Sequence[Degree], combine: Callable[[Sequence[IntArray]], IntArray]) -> Degree:
@@ -249,3 +255,10 @@ def rearrange(ctx: Context) -> Sequence[Value]:
 def no_degree(ctx: Context) -> Value:
     """Made of nothing."""
     return replace(constant(ctx.shape), degree=ZERO)
+
+
+@rule("CopyBackwards")
+def copied_over(ctx: Context) -> Value:
+    """A whole tensor was overwritten by another one."""
+    source = ctx.inputs[1] if len(ctx.inputs) > 1 else None
+    return constant(ctx.shape) if source is None else source.broadcast(ctx.shape)

@@ -11,12 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from lightning_sphere.discovery.blanks import filled
 from lightning_sphere.discovery.degrees import MAX_FIELD, Blank, Degree, Offset, Value, constant
-from lightning_sphere.discovery.graph import Edge, short_name
+from lightning_sphere.discovery.graph import short_name
 from lightning_sphere.discovery.partition import IntArray
 from lightning_sphere.discovery.registry import Context, rule
+from lightning_sphere.discovery.rules_choose import scales_at
 from lightning_sphere.discovery.rules_index import array, layout, read_indices
-from lightning_sphere.discovery.rules_pointwise import scales_at
 from lightning_sphere.discovery.rules_shape import joined
 from lightning_sphere.discovery.saved import saved_tensor
 from lightning_sphere.discovery.system import constant_offset
@@ -25,9 +26,6 @@ from lightning_sphere.discovery.values import LARGEST, Values
 Key = tuple[Any, ...]
 """A slice, or an array of indices, for every dimension."""
 BoolArray = npt.NDArray[np.bool_]
-
-WRITERS = ("CopySlices", "IndexPut", "IndexAdd", "ScatterAdd", "Scatter")
-"""Operations that fill a buffer, by parts perhaps."""
 
 
 def write(ctx: Context, base: Value | None, source: Value, key: Key, axes: Sequence[int | None]) -> Value:
@@ -118,42 +116,6 @@ def _unwritten(base: Value | None, shape: tuple[int, ...]) -> Blank | None:
     return base.blank
 
 
-def seen_by(ctx: Context, edge: Edge, value: Value) -> Value:
-    """A buffer as an operation sees it: those that write know what is left, and a sum, whether it is all zero."""
-    blank = value.blank
-    assert blank is not None
-    if ctx.name in WRITERS or (ctx.name in ("Add", "Sub") and blank.zero and blank.where.all()):
-        return value
-    return filled(ctx, edge, value)
-
-
-def filled(ctx: Context, edge: Edge, value: Value) -> Value:
-    """A buffer as others see it: what still holds zeros scales as its neighbours do."""
-    blank = value.blank
-    assert blank is not None
-    value = replace(value, blank=None)
-    if not blank.zero and not _holds_zeros(ctx, edge, blank.where):
-        return value
-
-    def fill(rows: IntArray) -> IntArray:
-        for axis, size in enumerate(blank.where.shape):
-            if size > 1 and rows.shape[axis] > 1:
-                rows = np.where(blank.where & (rows == 0), rows.max(axis, keepdims=True), rows)
-        return rows
-
-    return replace(value, degree=value.degree.map(fill))
-
-
-def _holds_zeros(ctx: Context, edge: Edge, where: BoolArray) -> bool:
-    """Whether the numbers show that a tensor holds zeros somewhere."""
-    if edge is None:
-        return False
-    numbers = Values(ctx.graph).later(edge)
-    if numbers is None or not 0 < numbers.numel() <= LARGEST:
-        return False
-    return not bool((numbers.ne(0) & numbers.isfinite() & torch.from_numpy(where).to(numbers.device)).any())
-
-
 @rule("IndexPut")
 def index_put(ctx: Context) -> Value | Sequence[Value]:
     """``x[indices] = y`` or, if accumulated, ``x[indices] += y``."""
@@ -174,6 +136,18 @@ def index_put(ctx: Context) -> Value | Sequence[Value]:
     places = [place for place, axis in enumerate(order) if axis is None]
     value = ctx.uniform(ctx.settle(value), places)
     return _accumulate(ctx, base, value, key, order)
+
+
+@rule("IndexCopy")
+def index_copy(ctx: Context) -> Value | Sequence[Value]:
+    """Rows of one tensor take the place of those of another."""
+    base, source = ctx.inputs[0], ctx.inputs[1]
+    chosen = saved_tensor(ctx.node, "index")
+    (axis,) = ctx.dims("dim", len(ctx.shape))
+    if chosen is None or source is None:
+        return _mixed(ctx, base, source)
+    key = tuple(array(chosen) if a == axis else slice(None) for a in range(len(ctx.shape)))
+    return write(ctx, base, source, key, [a if a != axis else None for a in range(len(ctx.shape))])
 
 
 @rule("IndexAdd")

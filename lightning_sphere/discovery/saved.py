@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -44,6 +45,21 @@ def saved_tensor(node: Any, name: str) -> Tensor | None:
 def _with_numbers(value: Any) -> Tensor | None:
     """A tensor without its graph; ``None`` for anything else, and for a fake, which has a shape but no numbers."""
     return value.detach() if isinstance(value, torch.Tensor) and not _without_numbers(value) else None
+
+
+def freed(nodes: Iterable[Any]) -> bool:
+    """Whether a backward pass has freed what a graph saved, by the first node that saved a tensor."""
+    for node in nodes:
+        for name in dir(node):
+            raw = getattr(node, name, None) if name.startswith("_raw_saved_") else None
+            if raw is None or isinstance(raw, (tuple, list)) or hooked(raw):
+                continue
+            try:
+                getattr(node, name.replace("_raw_saved_", "_saved_"))
+            except RuntimeError as error:
+                return "freed" in str(error)
+            return False
+    return False
 
 
 def saved_tensors(node: Any, name: str) -> list[Tensor | None] | None:

@@ -145,11 +145,15 @@ def _with_bias(
             if (number, bias) not in added and finding.cause.kind != "mixed" and not elsewhere:
                 continue
             rows = parameters[bias].shape[0]
-            axis = parameters[number].output_axis
-            axis = axis if shape[axis] == rows else 1 - axis
-            if shape[axis] == rows:
-                symbols.append(Symbol(rows, ((number, axis), (bias, 0))))
+            axes = [axis for axis in (0, 1) if shape[axis] == rows]
+            if parameters[number].module_type.startswith(_KNOWN_LAYOUTS) and len(axes) == 2:
+                axes = [parameters[number].output_axis]
+            symbols += [Symbol(rows, ((number, axis), (bias, 0))) for axis in axes]
     return symbols
+
+
+_KNOWN_LAYOUTS = ("Linear", "NonDynamicallyQuantizableLinear", "LazyLinear", "Conv", "LazyConv", "Bilinear")
+"""Types of modules of which it is known which axis of the weight a bias belongs to."""
 
 
 def _joint_sets(
