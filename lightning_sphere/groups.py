@@ -26,7 +26,8 @@ class GroupPart:
     parameter: str
     """Name in ``model.named_parameters()``."""
     axis: int = 0
-    """Dimension of the tensor that is cut into ``blocks`` equal consecutive blocks."""
+    """Dimension of the tensor, from 0 on, that is cut into ``blocks`` equal consecutive blocks; without meaning for a
+    single block."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,13 @@ class ScaleGroup:
     """The groups of one layer: ``blocks`` equal consecutive slices of its parts.
 
     Block ``i`` is the concatenation, over all parts, of the part's ``i``-th slice along its axis. A weight invariant
-    only together with its bias is a layer of two parts.
+    only together with its bias is a layer of two parts. For ``groups=`` the first four attributes are enough.
+
+    Example::
+
+        weight, bias = GroupPart("conv1.weight"), GroupPart("conv1.bias")
+        ScaleGroup("conv1", (weight,), blocks=64, kind="row")  # each of 64 filters, before a BatchNorm
+        ScaleGroup("conv1", (weight, bias), blocks=8, kind="group")  # 8 blocks of 8 filters, before a GroupNorm
     """
 
     name: str
@@ -42,7 +49,7 @@ class ScaleGroup:
     parts: tuple[GroupPart, ...]
     """The tensors; the first one is the layer's weight."""
     blocks: int
-    """How many groups the layer holds."""
+    """How many groups the layer holds; 1 where the kind is ``whole``."""
     kind: Kind
     """Granularity of the invariance, ``none`` when there is none."""
     shape: tuple[int, ...] = ()

@@ -60,8 +60,8 @@ def test_repeated_blocks_are_told_as_one(found: Discovery) -> None:
     text = found.to_text(160)
     assert "blocks.{0-11}.up (12x)" in text
     assert "blocks.{0-10}.down (11x)" in text
-    assert "LayerNorm `blocks.{1-11}.norm` reads it" in text
-    assert "LayerNorm `norm` reads it" in text  # the last block's
+    assert "LayerNorm `blocks.{1-11}.norm` reads" in text
+    assert "LayerNorm `norm` reads" in text  # the last block's
     assert "Invariant only together (25 tensors): tokens.weight, blocks.{0-11}.down.weight, " in text
     every = found.to_text(160, expand=True)
     assert "{" not in every
@@ -177,3 +177,14 @@ def test_nested_blocks_gaps_and_order() -> None:
         ("h.{0-1}.b", "", 2),
     ]
     assert rows() == []
+
+
+def test_an_overwhelming_eps_is_told() -> None:
+    model = nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5, eps=1e3), nn.Linear(5, 3))
+    text = discover(model(torch.randn(8, 4)).exp().sum(), model).to_text(120)
+    assert "(its eps is 100% of what it divides by)" in text
+
+
+def test_a_claim_by_gradients_alone_looks_like_one() -> None:
+    reason = "invariant per row: by the gradients of 20 steps alone (unknown operation `Own` reads it)"
+    assert "per row    by the gradients of 20 steps alone" in Discovery((layer("a", reason, kind="row"),)).to_text(120)

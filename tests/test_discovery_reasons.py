@@ -100,9 +100,9 @@ def test_norms_written_out_by_hand() -> None:
         return net(lambda m, x: m.block(x), block=inner)["block.a.weight"]
 
     start = "invariant as a whole: "
-    assert after(rms) == f"{start}RMS norm written out in `block` follows"
-    assert after(standardized) == f"{start}standardization written out in `block` follows"
-    assert after(lambda x: F.normalize(x, dim=-1)) == f"{start}L2 normalization written out in `block` follows"
+    assert after(rms) == f"{start}RMS norm in `block` follows"
+    assert after(standardized) == f"{start}standardization in `block` follows"
+    assert after(lambda x: F.normalize(x, dim=-1)) == f"{start}L2 normalization in `block` follows"
     assert after(lambda x: F.layer_norm(x, (8,))) == f"{start}LayerNorm in `block` follows"
     assert after(MyNorm()) == f"{start}MyNorm `block.norm` follows"
 
@@ -275,11 +275,11 @@ def stream() -> tuple[nn.Module, Discovery]:
 def test_the_residual_stream() -> None:
     _, found = stream()
     reasons = {row["parameter"]: row["reason"] for row in found.table()}
-    jointly = "not invariant alone; jointly with 8 others that write the residual stream before LayerNorm"
+    jointly = "not invariant alone; jointly with 8 others that write to the residual stream, which LayerNorm"
     assert len(found.joint_sets[0]) == 9
-    assert reasons["0.weight"] == f"{jointly} `1.1.norm` reads it"
-    assert reasons["1.0.down.weight"] == f"{jointly} `1.1.norm` reads it"
-    assert reasons["1.3.down.weight"] == f"{jointly} `2` reads it"
+    assert reasons["0.weight"] == f"{jointly} `1.1.norm` reads"
+    assert reasons["1.0.down.weight"] == f"{jointly} `1.1.norm` reads"
+    assert reasons["1.3.down.weight"] == f"{jointly} `2` reads"
     assert reasons["1.0.up.weight"] == "not invariant: `1.0.down` reads it and adds a bias"
 
 

@@ -15,6 +15,7 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from lightning_sphere.discovery.graph import without_compiled
 from lightning_sphere.discovery.repeats import Row, collapse
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ READABLE = 46
 
 VERDICT = 24
 """Widest column of what is invariant."""
+
+MUCH = 0.1
+"""A share of ``eps`` in what a norm divides by that is told."""
 
 INDENT = "    "
 """Stands before a reason that has lines of its own."""
@@ -69,7 +73,7 @@ def title(discovery: Discovery) -> str:
     """What was found, in one line."""
     count, total = len(discovery.groups), len(discovery.layers)
     verb = "is" if count == 1 else "are"
-    text = f"{count} of {total} weight{'s' * (total != 1)} {verb} scale-invariant by structure"
+    text = f"{count} of {total} weight{'s' * (total != 1 or count == 0)} {verb} scale-invariant by structure"
     sizes = [len(names) for names in discovery.joint_sets]
     if sizes:
         text += f"; {len(sizes)} joint set{'s' * (len(sizes) > 1)} of {_in_words(sizes)} tensors"
@@ -80,7 +84,7 @@ def lines(discovery: Discovery, expand: bool = False) -> list[Line]:
     """The table, with repeated blocks told as one unless ``expand``."""
     order = {name: place for place, name in enumerate(discovery.order)}
     layers = sorted((*discovery.layers, *discovery.frozen), key=lambda layer: order.get(layer.parameter, len(order)))
-    rows = [Row(layer.name, layer.reason, (_shape(layer), layer.kind)) for layer in layers]
+    rows = [Row(layer.name, layer.reason + _remark(layer), (_shape(layer), layer.kind)) for layer in layers]
     result = []
     for row in rows if expand else collapse(rows):
         state, verdict, why = _parts(row.text)
@@ -93,7 +97,8 @@ def joint_sets(discovery: Discovery, expand: bool = False) -> list[tuple[str, li
     """What is invariant only together: how many tensors, and which."""
     found = []
     for names in discovery.joint_sets:
-        shown = list(names) if expand else [row.name for row in collapse([Row(name) for name in names])]
+        plain = [without_compiled(name) for name in names]
+        shown = plain if expand else [row.name for row in collapse([Row(name) for name in plain])]
         if len(shown) > LISTED and not expand:
             shown = [*shown[:LISTED], f"{len(shown) - LISTED} more"]
         found.append((f"Invariant only together ({len(names)} tensors)", shown))
@@ -168,7 +173,8 @@ STYLE = (
     ".lightning-sphere tr{background:none}"
     ".lightning-sphere td,.lightning-sphere th{text-align:left;vertical-align:baseline;padding:2px 14px 2px 0;border:0;"
     "border-bottom:1px solid rgba(128,128,128,.25);white-space:nowrap}"
-    ".lightning-sphere td:last-child{white-space:normal;min-width:24em}"
+    ".lightning-sphere td:nth-child(3){white-space:normal;min-width:9em}"
+    ".lightning-sphere td:last-child{white-space:normal;min-width:18em}"
     ".lightning-sphere code{background:none;color:inherit;font-size:.95em}"
     ".lightning-sphere small{opacity:.7}"
 )
@@ -213,6 +219,8 @@ def _parts(reason: str) -> tuple[str, str, str]:
     """Cut a reason into a state, a verdict and the rest."""
     if match := re.fullmatch(r"invariant (.+?): (.+)", reason):
         return "yes", match[1], match[2]
+    if reason == "invariant":
+        return "yes", "yes", ""
     if match := re.fullmatch(r"not invariant alone; jointly (.+)", reason):
         return "jointly", "jointly", match[1]
     if match := re.fullmatch(r"not invariant: (.+)", reason):
@@ -222,6 +230,12 @@ def _parts(reason: str) -> tuple[str, str, str]:
     if reason.startswith("unknown"):
         return "unknown", "unknown", reason.removeprefix("unknown: ")
     return "no", "no", reason
+
+
+def _remark(layer: ScaleGroup) -> str:
+    """A warning where the norm's ``eps`` leaves little of the invariance."""
+    share = layer.eps_share or 0.0
+    return f" (its eps is {share:.0%} of what it divides by)" if layer.invariant and share >= MUCH else ""
 
 
 def _shape(layer: ScaleGroup) -> str:

@@ -11,6 +11,7 @@ from lightning_sphere.discovery.graph import Graph, Parameter, parameters_of, re
 from lightning_sphere.discovery.plain import layer_names, plain_layer
 from lightning_sphere.discovery.reasons import Reasons
 from lightning_sphere.discovery.result import Discovery
+from lightning_sphere.discovery.saved import freed
 from lightning_sphere.discovery.solve import Finding, solve
 from lightning_sphere.discovery.standins import Standins
 from lightning_sphere.groups import GroupPart, Kind, ScaleGroup
@@ -21,38 +22,49 @@ Outputs = Tensor | Sequence[object] | Mapping[str, object]
 def discover(loss: Outputs | Callable[[], Outputs], model: nn.Module, standins: Standins | None = None) -> Discovery:
     """Find which weights of a model are scale-invariant, from the graph of its loss.
 
-    Call it before the backward pass, which frees the graph. Nothing is run: the operations that made the loss are
-    read, with the rules by which each of them carries a scaling along. What is not understood counts as not invariant.
+    Call it in training mode and before the backward pass, which frees the graph. Nothing is run: the operations that
+    made the loss are read, with the rules by which each of them carries a scaling along. What is not understood counts
+    as not invariant.
 
-    The graph of a model compiled by ``torch.compile`` can't be read. Give a function that computes the loss instead: it
-    is run once, with everything compiled run eagerly; buffers and PyTorch's random numbers are put back afterwards.
+    The graph of a model compiled by ``torch.compile`` can hide its operations. Give a function that computes the loss
+    instead: it is run once, with everything compiled run eagerly; buffers and PyTorch's random numbers are put back
+    afterwards.
 
     Args:
-        loss: The loss, or the model's outputs (tensors in sequences and mappings), none of which may scale; or a
-            function without arguments that computes them.
-        model: The model.
-        standins: What to read in place of operations that hide what they do.
+        loss: The loss; or the model's outputs (a tensor, or tensors in sequences and mappings), each of which is then
+            taken to matter with its scale; or a function without arguments that computes either.
+        model: The model. Of its parameters that are not behind the loss the reason is "not part of this loss".
+        standins: What to read in place of operations that hide what they do; for the package's own use.
 
     Returns:
-        The groups and the reasons.
+        The groups and the reasons; ``print()`` shows them.
 
     Raises:
-        ValueError: If the loss has no graph: it was computed without gradients, or detached.
+        TypeError: If the model is no ``torch.nn.Module``, or the loss holds no tensor.
+        ValueError: If the loss has no graph: it was computed without gradients, or detached, or a backward pass has
+            freed it. What a given function raises is passed on.
 
     Example:
         >>> loss = torch.nn.functional.cross_entropy(model(images), labels)
         >>> discover(loss, model).groups[0].reason
         'invariant per filter: BatchNorm `bn1` follows'
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model takes a torch.nn.Module, got {model!r}")
     way = "graph"
     if callable(loss) and not isinstance(loss, Tensor):
         loss, way = run_uncompiled(loss, model), "uncompiled"
-    tensors = [tensor for tensor in tensors_in(loss) if tensor.requires_grad]
+    given = tensors_in(loss)
+    if not given:
+        raise TypeError(f"loss takes a tensor, tensors in sequences or mappings, or a function, got {loss!r}")
+    tensors = [tensor for tensor in given if tensor.requires_grad]
     if not tensors:
         raise ValueError("the loss has no graph: call discover() before backward, on a loss that needs gradients")
     parameters = parameters_of(model)
     standins = standins or standins_for(model)
     graph = read_graph(tensors, model, standins)
+    if freed(reversed(graph.nodes)):
+        raise ValueError("the loss's graph was freed by a backward pass: call discover() before it")
     if standins.looked_through:
         way = "traced"
     solution = solve(graph, parameters)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_sphere.discovery.degrees import Shape
-from lightning_sphere.discovery.standins import NodeOutput, Standins
+from lightning_sphere.discovery.standins import NodeOutput, Standins, may_read
 
 Edge = tuple[int, int] | None
 """Position of the node that made an input, and which of its outputs; ``None`` for what needs no gradient."""
@@ -90,7 +90,6 @@ def operation_name(node: Any) -> str:
 
 
 @lru_cache(maxsize=4096)
-@cache
 def short_name(name: str) -> str:
     """Name of an operation for people: ``ReluBackward0`` becomes ``Relu``."""
     return re.sub(r"Backward\d*$", "", name)
@@ -116,14 +115,14 @@ def parameters_of(model: nn.Module) -> list[Parameter]:
     for name, parameter in named_parameters(model):
         owner = re.sub(r"(^|\.)parametrizations\.[^.]+$", "", name.rpartition(".")[0])
         kind = types.get(owner, "").removeprefix("Parametrized")
-        also = tuple(_uncompiled(other) for other in owners[id(parameter)][1:] if other)
+        also = tuple(without_compiled(other) for other in owners[id(parameter)][1:] if other)
         shape = tuple(parameter.shape)
-        result.append(Parameter(name, shape, _uncompiled(owner), kind, parameter.requires_grad, also))
+        result.append(Parameter(name, shape, without_compiled(owner), kind, parameter.requires_grad, also))
     return result
 
 
-def _uncompiled(name: str) -> str:
-    """A module's name without the level that ``torch.compile`` adds."""
+def without_compiled(name: str) -> str:
+    """A name without the level that ``torch.compile`` adds."""
     return re.sub(r"(^|\.)_orig_mod(?=\.|$)", "", name).lstrip(".")
 
 
@@ -155,7 +154,8 @@ def read_graph(outputs: Iterable[Tensor], model: nn.Module, standins: Standins |
         if node in positions:
             continue
         if following is None:  # what it reads comes first
-            following = [source if source[0] is None else standins.resolve(source) for source in node.next_functions]
+            sources = [*node.next_functions, *may_read(node, model)]
+            following = [source if source[0] is None else standins.resolve(source) for source in sources]
             stack.append((node, following))
             stack.extend((source, None) for source, _ in following if source is not None and source not in positions)
             continue

@@ -151,9 +151,9 @@ def name_written_norm(graph: Graph, parameters: Sequence[Parameter], position: i
         if kind == "spectral norm" or owner(graph, parameters, edges[1 - divisor]) is not None:
             graph.norms[position] = OF_WEIGHTS.get(kind, kind)
         elif gain is not None:
-            graph.norms[position] = _with_owner(kind, gain, f"{kind} written out in")
+            graph.norms[position] = _with_owner(kind, gain, f"{kind} in")
         else:
-            graph.norms[position] = f"{kind} written out{_place(graph, parameters, position)}"
+            graph.norms[position] = f"{kind}{_place(graph, parameters, position)}"
     return graph.norms[position]
 
 
@@ -220,4 +220,4 @@ def _place(graph: Graph, parameters: Sequence[Parameter], position: int) -> str:
     around = min(parents, key=len, default="")
     if around and all(f"{parent}.".startswith(f"{around}.") for parent in parents):
         return f" in `{around}`"
-    return f" in front of `{modules[-1]}`" if after is not None and after.module else ""
+    return f" before `{modules[-1]}`" if after is not None and after.module else ""

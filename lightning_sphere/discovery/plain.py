@@ -13,11 +13,11 @@ from lightning_sphere.groups import GroupPart, ScaleGroup
 
 
 def layer_names(parameters: Sequence[Parameter]) -> list[str]:
-    """The name for people of each parameter: its module's where the module has one weight, else its own."""
+    """The name for people of each parameter: its module's if it is the one ``weight`` in it, else its own."""
     weights = Counter(parameter.module for parameter in parameters if len(parameter.shape) > 1)
     return [
         parameter.module
-        if parameter.module and weights[parameter.module] == 1 and "parametrizations." not in parameter.name
+        if parameter.module and weights[parameter.module] == 1 and parameter.name.endswith("weight")
         else parameter.name
         for parameter in parameters
     ]

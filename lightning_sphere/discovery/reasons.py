@@ -71,7 +71,7 @@ class Reasons:
 
     def _why(self, number: int, kind: str, finding: Finding) -> str:
         parameter = self.parameters[number]
-        rows = "filter" if len(parameter.shape) > 2 else "row" if finding.axis == 0 else "column"
+        rows = _unit(parameter, finding.axis or 0)
         size = parameter.shape[finding.axis or 0] // max(finding.blocks, 1)
         unit = {"row": f"per {rows}", "group": f"per block of {size} {rows}s", "whole": "as a whole"}[kind]
         together = ""
@@ -100,7 +100,8 @@ class Reasons:
         way = self.walks.way(number, cause.node)
         if cause.kind == "unknown":
             name = re.sub(r"(Backward)?\d*$", "", self.graph.names[cause.node]) or self.graph.names[cause.node]
-            return f"unknown operation `{name}` reads it{self._passing(way, ', through ')}"
+            remedy = "; discover(function, model) looks inside" if name == "CompiledFunction" else ""
+            return f"unknown operation `{name}` reads it{self._passing(way, ', through ')}{remedy}"
         if cause.kind == "statistic":
             return "not invariant: the constant added to the statistic that divides it is too large for an eps"
         batch_norm = self.walks.evaluated(way)
@@ -113,6 +114,8 @@ class Reasons:
                 return self._unnormalized(number, finding, f"the gates of `{layer.module}`", way[:-1])
             what = "the loss" if cause.kind == "loss" else operation(self.graph, cause.node)
             return self._unnormalized(number, finding, what, way)
+        if not self.walks.multiplied(way) and self.walks.penalized(number):
+            return "not invariant: the loss also reads the weight itself, as a penalty on it does"
         return self._another_use(number) or self._met(number, finding, cause, way)
 
     def _unnormalized(self, number: int, finding: Finding, what: str, way: Sequence[Step]) -> str:
@@ -144,7 +147,10 @@ class Reasons:
     def _met(self, number: int, finding: Finding, cause: Cause, way: Sequence[Step]) -> str:
         """What meets the output of a parameter on its way, and what reads the result."""
         own = self.parameters[number].module
+        joined = next((place for place, (node, _) in enumerate(way) if self.walks.name(node) in JOINS), None)
         for place, (node, edge) in self.walks.sums(way):
+            if joined is not None and place > joined and cause.kind == "mixed":
+                break
             before = way[:place]
             layers, subject = self.walks.layers_on(before), self._subject(before)
             if edge is None and cause.kind != "constant" and node != cause.node:
@@ -157,19 +163,19 @@ class Reasons:
                 what = "a constant or data" if written else "a constant, a frozen bias,"
                 return f"not invariant: {subject} is added to {what}{self._before(node)}"
             if self.walks.is_stream(node):
-                reading = "" if layers else self._before(node)
-                return f"not invariant: {subject} is added to the residual stream{reading}"
+                start = f"not invariant: {subject} is added to the residual stream"
+                return start if layers else self._fitting(start, " before {} reads it", node)
             writers = self.walks.summands(edge)
             if layers and all(self._is_vector_of(layers, writer) for writer in writers):
                 return f"not invariant: `{layers[-1]}` reads it and adds a bias"
             if not all(self._is_vector_of([own], writer) or writer == f"the output of `{own}`" for writer in writers):
                 full = f"not invariant: {subject} is added to {listed(writers)}{self._before(node)}"
-                short = f"not invariant: {subject} is added to another layer's output{self._before(node)}"
-                return full if len(full) <= LONG else short
-        joined = next((node for node, _ in way if self.walks.name(node) in JOINS), None)
-        subject = self._subject(way)
+                short = f"not invariant: {subject} is added to another layer's output"
+                return full if len(full) <= LONG else self._fitting(short, " before {} reads it", node)
         if joined is not None:
-            return f"not invariant: {subject} is concatenated with other outputs{self._before(joined)}"
+            start = f"not invariant: {self._subject(way[:joined])} is concatenated with other outputs"
+            return self._fitting(start, " before {} reads it", way[joined][0])
+        subject = self._subject(way)
         place = way[-1][0] if way else cause.node
         onward = self.walks.onward(place)
         if onward:
@@ -196,6 +202,15 @@ class Reasons:
         reader = self.walks.reader(position)
         return f" before {reader.name} reads it" if reader is not None else ""
 
+    def _fitting(self, start: str, rest: str, position: int) -> str:
+        """A sentence that names what reads a sum: with its type, without it, or not at all, as far as there is room."""
+        reader = self.walks.reader(position)
+        if reader is None:
+            return start
+        names = (reader.name, reader.name[reader.name.find("`") :] if "`" in reader.name else "")
+        sentences = [start + rest.format(name) for name in names if name]
+        return next((sentence for sentence in sentences if len(sentence) <= LONG), start)
+
     def _passing(self, way: Sequence[Step], before: str, after: str = "") -> str:
         """The layers that a way passes, as part of a sentence."""
         layers = self.walks.layers_on(way)
@@ -211,14 +226,23 @@ class Reasons:
         place = way[-1][0] if way else None
         stream = next((node for _, (node, _) in self.walks.sums(way) if self.walks.is_stream(node)), None)
         if stream is not None and len(others) > 1:
-            many = f"{len(others)} others that write the residual stream"
-            return f"not invariant alone; jointly with {many}{self._before(stream)}"
+            start = f"not invariant alone; jointly with {len(others)} others that write to the residual stream"
+            return self._fitting(start, ", which {} reads", stream)
         start, before = "not invariant alone; jointly with", self._before(place) if place is not None else ""
         meet = f" meet{'s' * (len(others) == 1)} it{before}" if before else ""
         full = f"{start} {listed(_quoted(others))}{meet and ', which'}{meet}"
         if len(others) <= NAMED and len(full) <= LONG:
             return full
         return f"{start} {len(others)} other{'s' * (len(others) > 1)}{meet and ' that'}{meet}"
+
+
+def _unit(parameter: Parameter, axis: int) -> str:
+    """What one index of an axis is called."""
+    if len(parameter.shape) == 2:
+        return "row" if axis == 0 else "column"
+    if "Conv" not in parameter.module_type:
+        return "slice"
+    return "filter" if axis == parameter.output_axis else "input channel"
 
 
 def _quoted(names: Sequence[str]) -> list[str]:

@@ -45,7 +45,7 @@ class Discovery:
 
     @property
     def groups(self) -> tuple[ScaleGroup, ...]:
-        """The invariant layers."""
+        """Those of :attr:`layers` that are invariant, some together with their bias; joint sets are not among them."""
         return tuple(layer for layer in self.layers if layer.invariant)
 
     @property
@@ -57,8 +57,11 @@ class Discovery:
         """One row per parameter with two dimensions or more, frozen ones included.
 
         Returns:
-            Rows with ``parameter``, ``kind``, ``axis``, ``blocks``, ``members``, ``joint_with``, ``norm`` and
-            ``reason``; ``axis``, ``blocks`` and ``members`` are ``None`` where the kind is ``none``.
+            Rows, in the model's order, with ``parameter``, its name; ``kind`` (``row``, ``group``, ``whole``,
+            ``none``); ``axis``, the dimension that is cut into groups; ``blocks``, into how many; ``members``, the
+            indices of the invariant ones, ``None`` for all; ``joint_with``, names of the parameters to scale along with
+            it, such as its bias; ``norm``, what normalizes it; and ``reason``, a sentence. Where the kind is ``none``,
+            ``axis``, ``blocks``, ``members`` and ``norm`` are ``None``.
         """
         place = {name: position for position, name in enumerate(self.order)}
         layers = sorted((*self.layers, *self.frozen), key=lambda layer: place.get(layer.parameter, len(place)))

@@ -26,6 +26,9 @@ SUMS = {"Add": (0, 1), "Sub": (0, 1), "Rsub": (0, 1), "Addmm": (0, 1), "Baddbmm"
 
 JOINS = ("Cat", "Stack")
 
+PENALTIES = {"Pow", "Abs", "Sum", "Norm", "LinalgVectorNorm"}
+"""Operations that a penalty on a weight begins with."""
+
 BATCH_NORMS = ("NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm")
 
 
@@ -96,6 +99,12 @@ class Walks:
                 elif len(queue) < NEAR and reader not in queue:
                     queue.append(reader)
         return list(dict.fromkeys(found))
+
+    def penalized(self, number: int) -> bool:
+        """Whether something that is no layer takes the size of a parameter itself, as a weight penalty does."""
+        start = self._places.get(number)
+        readers = {self.name(reader) for reader in ([] if start is None else self.graph.consumers[start])}
+        return bool(readers & PENALTIES) and len(readers) > 1
 
     def layers_on(self, way: Sequence[Step]) -> list[str]:
         """Modules that a way passes after the parameter's own product."""
@@ -251,7 +260,7 @@ class Walks:
         if self.name(position).startswith("ScaledDotProduct"):
             return self.entrance(position, source) < 2
         rule = RULES.get(self.name(position))
-        return rule is None or rule is not_homogeneous
+        return rule is None or rule is not_homogeneous or "Softmax" in self.name(position)
 
     def _cuts(self, position: int, source: int) -> bool:
         """Whether a node normalizes what comes from a source: a layer's output, not a weight or a gain."""
