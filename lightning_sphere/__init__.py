@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lightning_sphere.groups import GroupPart, ScaleGroup
     from lightning_sphere.tensorboard.reader import RunRecord, read_run
     from lightning_sphere.tracker import SphereTracker
-    from lightning_sphere.verification import Verdict
+    from lightning_sphere.verdict import Verdict
 
 _HOME = {
     "Discovery": "lightning_sphere.discovery",
@@ -26,7 +26,7 @@ _HOME = {
     "ScaleGroup": "lightning_sphere.groups",
     "SphereMonitor": "lightning_sphere.callback",
     "SphereTracker": "lightning_sphere.tracker",
-    "Verdict": "lightning_sphere.verification",
+    "Verdict": "lightning_sphere.verdict",
     "discover": "lightning_sphere.discovery",
     "read_run": "lightning_sphere.tensorboard.reader",
 }

@@ -22,7 +22,7 @@ from lightning_sphere.recording import Sink
 from lightning_sphere.sinks import ScalarSink
 from lightning_sphere.tensorboard.writer import TensorBoardSink, file_writer_of
 from lightning_sphere.tracker import SphereTracker
-from lightning_sphere.verification import Verdict
+from lightning_sphere.verdict import Verdict
 
 _log = logging.getLogger("lightning_sphere")
 
@@ -67,7 +67,8 @@ class SphereMonitor(_Base):
 
     Raises:
         TypeError, ValueError: for a wrong argument, naming it, what it takes and what it got; at the start of fit, for
-            a name in ``include``, ``exclude`` or ``groups`` that the model does not have.
+            a name in ``include``, ``exclude`` or ``groups`` that the model does not have, and for a second
+            ``SphereMonitor`` among the Trainer's callbacks.
 
     Example::
 
@@ -106,7 +107,10 @@ class SphereMonitor(_Base):
 
     @property
     def verdicts(self) -> dict[str, Verdict]:
-        """What the gradients say of each claim of invariance, by name of the layer; see ``SphereTracker.verdicts``."""
+        """What the gradients say of each claim of invariance, by name of the layer; empty before a fit.
+
+        See ``SphereTracker.verdicts``.
+        """
         return {} if self.tracker is None else self.tracker.verdicts
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from lightning_sphere.discovery.compiled import (
     autocast_settings,
     is_compiled,
     is_wrapper,
+    leaves,
+    reads,
     standins_for,
     uncompiled,
 )
@@ -49,7 +52,8 @@ class CompiledCalls:
 
     def _watch(self, module: nn.Module) -> Callable[[], None]:
         if is_wrapper(module):
-            return module.register_forward_hook(WeakHook(self._returned), with_kwargs=True).remove
+            hook = WeakHook(self._returned)  # before hooks of the user's, which may change what is returned
+            return module.register_forward_hook(hook, prepend=True, with_kwargs=True).remove
         # A hook of a module compiled in place would be compiled with it: its call is replaced.
         original: Any = module._compiled_call_impl
         hook = WeakHook(self._returned)
@@ -69,7 +73,7 @@ class CompiledCalls:
 
     def _returned(self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> None:
         inner = uncompiled(module)
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled() or not inner.training or not self._wanted():
+        if not torch.is_grad_enabled() or not inner.training or not self._wanted():
             return
         try:
             returned = tensors_of(result)
@@ -83,7 +87,11 @@ class CompiledCalls:
                 shapes=[tuple(tensor.shape) for tensor in returned],
                 autocast=autocast_settings(),
             )
-            self.standins.trace(call)
+            # A module that changes as it is called, such as one that counts, may read others the second time.
+            own = {id(parameter) for parameter in inner.parameters() if parameter.requires_grad}
+            before = [node for node, _ in call.sources.values() if not hasattr(node, "variable")]
+            read = own.intersection(map(id, leaves(returned, until=before)))
+            self.standins.trace(call, partial(reads, self.standins, own, read))
         except Exception:
             pass  # It stays hidden, and nothing that it reads is claimed.
         if module is self._model and not is_wrapper(module) and self.show is not None:

@@ -21,7 +21,8 @@ from lightning_sphere.quantities import CORE, STATS
 from lightning_sphere.recording import Recording, merge, summary_scalars
 from lightning_sphere.statistics import per_layer
 from lightning_sphere.tensorboard.schema import TableSchema
-from lightning_sphere.verification import Verdict, Verification
+from lightning_sphere.verdict import Verdict
+from lightning_sphere.verification import Verification
 
 _NAMES = tuple(quantity.name for quantity in CORE)
 _REMARK = "; effective_lr unknown: its tensors have different learning rates"
@@ -95,7 +96,7 @@ class Evaluation:
 
         def sums(index: int) -> Sums:
             group = slice(*plan.first_group[index : index + 2])
-            return products.gx[:, group], products.gg[:, group], products.xx[:, group]
+            return products.gx[:, group], products.gg[:, group], products.xx[:, group], products.dd[:, group]
 
         inference = self._layers.inference
         for layer in plan.layers:
@@ -103,8 +104,9 @@ class Evaluation:
             if verdict is not None and verdict.outcome == "contradicted":
                 inference.refute(layer.parameter)
         probes = {probe.parameter: index for index, probe in enumerate(plan.probes)}
+        places = {layer.name: index for index, layer in enumerate(plan.layers)}
         for question in self._layers.open_questions(plan.layers):
-            alone, probe = sums(plan.layers.index(question)), probes.get(question.parameter)
+            alone, probe = sums(places[question.name]), probes.get(question.parameter)
             if probe is None:
                 inference.take(question, alone, None, None)
             else:

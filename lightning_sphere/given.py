@@ -72,6 +72,10 @@ def _check_one(group: ScaleGroup, source: str) -> None:
     for part in group.parts:
         if not isinstance(part.parameter, str) or not _is_index(part.axis):
             raise TypeError(f"{about} takes parts with a parameter's name and an axis from 0 on, got {part!r}")
+    if not isinstance(group.reason, str) or not isinstance(group.norm, (str, type(None))):
+        raise TypeError(f"{about} takes text as reason and as norm, got {group.reason!r} and {group.norm!r}")
+    if group.eps_share is not None and not (isinstance(group.eps_share, (int, float)) and group.eps_share >= 0):
+        raise TypeError(f"{about} takes a share as eps_share, or None if unknown, got {group.eps_share!r}")
     if group.kind not in get_args(Kind):
         raise ValueError(f"{about} takes one of {', '.join(map(repr, get_args(Kind)))} as kind, got {group.kind!r}")
     if not _is_index(group.blocks) or group.blocks < 1:
@@ -100,10 +104,10 @@ def _fit(group: ScaleGroup, parameters: Mapping[str, Tensor]) -> ScaleGroup:
             hint = f"; did you mean {', '.join(map(repr, close))}?" if close else ""
             raise ValueError(f"{about} takes names of the model's parameters, got {part.parameter!r}{hint}")
         shape = tuple(parameters[part.parameter].shape)
+        if part.axis >= max(1, len(shape)):
+            raise ValueError(f"{about} takes an axis of {part.parameter!r} of shape {shape}, got axis={part.axis}")
         if group.blocks == 1:
             continue
-        if part.axis >= len(shape):
-            raise ValueError(f"{about} takes an axis of {part.parameter!r} of shape {shape}, got axis={part.axis}")
         rows = shape[part.axis]
         if group.kind == "row" and rows != group.blocks:
             raise ValueError(

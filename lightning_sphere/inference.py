@@ -2,7 +2,9 @@
 
 A group ``x`` that is scale-invariant has ``<g, x> = 0`` at every step. The converse is an inference, so a claim takes
 several steps that agree to rounding, for every block of the weight, and a reason to prefer it to its rivals: a weight
-with its bias looks invariant alone as long as the bias is zero.
+with its bias looks invariant alone as long as the bias is zero. The weight must have moved meanwhile: where it was
+initialized, its gradient may be orthogonal to it by chance (entries that are all alike before a softmax, another weight
+that is still zero).
 """
 
 from __future__ import annotations
@@ -17,11 +19,17 @@ from torch import Tensor
 
 from lightning_sphere.groups import GroupPart, Kind, ScaleGroup
 
-Sums = tuple[Float[Tensor, "steps rows"], Float[Tensor, "steps rows"], Float[Tensor, "steps rows"]]
-"""``<g, x>``, ``<g, g>`` and ``<x, x>`` per step and row, float64; NaN for skipped steps and where nothing is known."""
+PerRow = Float[Tensor, "steps rows"]
+
+Sums = tuple[PerRow, PerRow, PerRow, PerRow]
+"""``<g, x>``, ``<g, g>``, ``<x, x>`` and ``<D, D>`` per step and row, float64, with ``D`` the displacement; NaN for
+skipped steps and where nothing is known."""
 
 STEPS = 8
 """Steps with a gradient that must agree before a claim."""
+
+PATH = 0.03
+"""How far a weight must have moved altogether during these steps, in units of its norm."""
 
 SMALLEST = 1e-3
 """Cosines of gradient and weight up to here may be rounding or a norm's eps, in groups of few elements."""
@@ -61,18 +69,21 @@ class Evidence:
     """Largest cosine by number of blocks, without and with the bias."""
     _bias_felt: float = 0.0
     """Largest norm of the bias's gradient in comparison with the weight's."""
+    _path: float = 0.0
+    """How far the weight has moved, in units of its norm."""
     _seen: Tensor | None = None
 
     def add(self, alone: Sums, together: Sums | None) -> None:
         """Take the sums of some steps: of the weight, and of the weight and its bias if it has one."""
-        known = alone[1].isfinite().all(-1) & (alone[1] > 0).any(-1)
+        known = alone[1].isfinite().all(-1) & (alone[1] * alone[2] > 0).any(-1)
         if together is not None:
             known &= together[1].isfinite().all(-1)
         if not bool(known.any()):
             return
         own = torch.stack(alone)[:, known]
         self.steps += int(known.sum())
-        seen = (own[1] > 0).any(0)
+        seen = (own[1] * own[2] > 0).any(0)
+        self._path += float((own[3].sum(-1) / own[2].sum(-1)).sqrt().sum())
         self._seen = seen if self._seen is None else self._seen | seen
         variants = {False: own}
         if together is not None:
@@ -86,7 +97,7 @@ class Evidence:
 
     def inferred(self) -> Inferred | None:
         """The finest claim that the steps agree on; ``None`` while there is none, or rivals are not told apart."""
-        if self.steps < STEPS or self._seen is None or 2 * int(self._seen.sum()) < self.rows:
+        if self.steps < STEPS or self._path < PATH or self._seen is None or 2 * int(self._seen.sum()) < self.rows:
             return None
         for blocks in divisors(self.rows):
             limit = limit_for(self.elements // blocks)
@@ -146,7 +157,7 @@ class Inference:
             parts=(question.parts[0], *partner),
             blocks=blocks,
             kind=kind,
-            reason=f"invariant {unit}{' together with its bias' * found.with_bias} by the gradients of {found.steps} "
+            reason=f"invariant {unit}{' together with its bias' * found.with_bias}: by the gradients of {found.steps} "
             f"steps alone ({why})",
         )
 
@@ -161,8 +172,8 @@ def divisors(rows: int) -> list[int]:
     return [blocks for blocks in range(rows, 0, -1) if rows % blocks == 0]
 
 
-def _largest_cosine(sums: Float[Tensor, "3 steps rows"], blocks: int) -> float:
+def _largest_cosine(sums: Float[Tensor, "4 steps rows"], blocks: int) -> float:
     """Of gradient and weight, over steps and blocks; blocks without gradient stay out."""
-    gx, gg, xx = sums.reshape(*sums.shape[:-1], blocks, -1).sum(-1)
+    gx, gg, xx, _ = sums.reshape(*sums.shape[:-1], blocks, -1).sum(-1)
     scale = (gg * xx).sqrt()
     return float(torch.where(scale > 0, gx.abs() / scale, 0.0).max())

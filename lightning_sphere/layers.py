@@ -140,37 +140,34 @@ class KnownLayers:
             and self._options.selects([layer.name, layer.parameter])
         ]
         place = {name: index for index, name in enumerate(parameters)}
-        joint = [
-            group
-            for group in self.claims.joint
-            if group.parameter in param_group and self._why_not_measured(group, parameters) is None
-        ]
+        sets = zip(self.claims.joint, self._why_not_measured(parameters), strict=True)
+        joint = [group for group, why in sets if why is None and group.parameter in param_group]
         return [*sorted(layers, key=lambda layer: place[layer.parameter]), *joint]
 
-    def _why_not_measured(self, group: ScaleGroup, parameters: Mapping[str, nn.Parameter]) -> str | None:
-        """What keeps a joint set from being measured; ``None`` if it can be."""
-        stepping = {
-            id(p): number for number, o in enumerate(self._optimizers) for g in o.param_groups for p in g["params"]
-        }
+    def _why_not_measured(self, parameters: Mapping[str, nn.Parameter]) -> list[str | None]:
+        """What keeps each joint set from being measured; ``None`` if it can be."""
+        number = {id(p): n for n, o in enumerate(self._optimizers) for g in o.param_groups for p in g["params"]}
+        stepper = {name: number[id(p)] for name, p in parameters.items() if id(p) in number}
         names = {layer.parameter: layer.name for layer in self.claims.weights.layers}
-        steppers = set()
-        for name in (part.parameter for part in group.parts):
-            if not self._options.selects([names.get(name, name), name]):
-                return f"{name} is left out"
-            stepper = stepping.get(id(parameters.get(name)))
-            if stepper is None:
-                return f"no optimizer steps {name}"
-            steppers.add(stepper)
-        return "several optimizers step it" if len(steppers) > 1 else None
+
+        def why(group: ScaleGroup) -> str | None:
+            for name in (part.parameter for part in group.parts):
+                if not self._options.selects([names.get(name, name), name]):
+                    return f"{name} is left out"
+                if name not in stepper:
+                    return f"no optimizer steps {name}"
+            several = len({stepper[part.parameter] for part in group.parts}) > 1
+            return "several optimizers step it" if several else None
+
+        return [why(group) for group in self.claims.joint]
 
     def table(self) -> list[dict[str, Any]]:
         """One row per weight as ``Discovery.table()`` gives it, then one per joint set; each with its layer's name."""
         weights, joint = self.claims.weights, self.claims.joint
         names = {layer.parameter: layer.name for layer in (*weights.layers, *weights.frozen)}
         rows = [{"layer": names[row["parameter"]], **row} for row in weights.table()]
-        parameters = dict(self._model.named_parameters())
-        for group, row in zip(joint, Discovery(layers=joint).table(), strict=True):
-            why = self._why_not_measured(group, parameters)
+        reasons = self._why_not_measured(dict(self._model.named_parameters()))
+        for group, row, why in zip(joint, Discovery(layers=joint).table(), reasons, strict=True):
             remark = "" if why is None else f"; not measured as one: {why}"
             rows.append({"layer": group.name, **row, "reason": row["reason"] + remark})
         return rows

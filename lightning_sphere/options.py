@@ -6,7 +6,10 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from os import PathLike
 from typing import Any
+
+from torch.optim import Optimizer
 
 from lightning_sphere.given import TAKES, Groups, checked
 
@@ -96,3 +99,27 @@ def check_flag(argument: str, value: Any) -> None:
     """Raise unless the value is a bool."""
     if not isinstance(value, bool):
         raise TypeError(f"{argument} takes True or False, got {value!r}")
+
+
+def optimizers_in(value: Any) -> list[Optimizer]:
+    """The optimizers of an argument that takes one or several."""
+    found = list(value) if isinstance(value, Iterable) else [value]
+    for item in found:
+        if not isinstance(item, Optimizer):
+            got = type(item).__name__
+            raise TypeError(f"optimizer takes a torch.optim.Optimizer or a sequence of them, got {got}")
+    if not found:
+        raise ValueError("optimizer takes at least one torch.optim.Optimizer, got none")
+    return found
+
+
+def check_outlets(log_dir: Any, writer: Any, sinks: Any, position: Any) -> None:
+    """Raise unless the arguments that say where recordings go, and where on the x axis, are of use."""
+    if log_dir is not None and writer is not None:
+        raise ValueError("log_dir and writer both say where to write: give one of them")
+    if log_dir is not None and not isinstance(log_dir, (str, PathLike)):
+        raise TypeError(f"log_dir takes a path, got {log_dir!r}")
+    if not isinstance(sinks, Sequence) or not all(callable(getattr(sink, "write", None)) for sink in sinks):
+        raise TypeError(f"sinks takes a sequence of objects with write(recording) and close(), got {sinks!r}")
+    if position is not None and not callable(position):
+        raise TypeError(f"position takes a function, got {position!r}")

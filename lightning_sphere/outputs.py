@@ -14,7 +14,7 @@ class WeakHook:
     """Hands its arguments to a bound method whose object is held weakly.
 
     A copy of the model (an average of its weights, a checkpoint of the whole module) gets a hook that does nothing in
-    its place.
+    its place. What is compiled, is compiled as if there were no hook.
 
     Args:
         receive: bound method that takes the arguments.
@@ -25,9 +25,10 @@ class WeakHook:
 
     def __call__(self, *args: Any) -> None:
         """Be the hook."""
-        receive = self._receive()
-        if receive is not None:
-            receive(*args)
+        if not torch.compiler.is_compiling():
+            receive = self._receive()
+            if receive is not None:
+                receive(*args)
 
     def __deepcopy__(self, _: Any) -> Callable[..., None]:
         return ignore
@@ -37,11 +38,11 @@ class WeakHook:
 
 
 class OutputsHook(WeakHook):
-    """Calls a bound method with each training-mode output of a module, which is compiled as if there were no hook."""
+    """Calls a bound method with each training-mode output of a module."""
 
     def __call__(self, module: nn.Module, _: Any, outputs: Any) -> None:
         """Be the forward hook."""
-        if not torch.compiler.is_compiling() and module.training:
+        if module.training:
             super().__call__(outputs)
 
 

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from lightning_sphere.groups import ScaleGroup
 from lightning_sphere.sinks import History
-from lightning_sphere.verification import Verdict
+from lightning_sphere.verdict import Verdict
 
 RESIDUAL_OK = 1e-3
 """Residuals up to here are taken as rounding; see theory in :mod:`lightning_sphere.geometry`."""
@@ -124,9 +124,11 @@ class RunSummary:
 
     def _title(self) -> str:
         weights = [row for row in self.layers if row.kind != "joint"]
-        invariant = sum(row.kind != "none" for row in weights)
+        refuted = [row for row in weights if row.verdict is not None and row.verdict.outcome == "contradicted"]
+        invariant = sum(row.kind != "none" for row in weights) - len(refuted)
         return (
-            f"lightning_sphere: {invariant} of {len(weights)} weights are scale-invariant; "
+            f"lightning_sphere: {invariant} of {len(weights)} weight{'s' * (len(weights) != 1 or invariant == 0)} "
+            f"{'is' if invariant == 1 else 'are'} scale-invariant; "
             f"{self.steps} step{'s' if self.steps != 1 else ''} recorded"
         )
 
@@ -162,7 +164,7 @@ class RunSummary:
         return (
             f"Medians over each layer's rows and the last {self.window} recorded steps.\n"
             "kind: what is invariant by itself: each row (filter), each group of rows, or\n"
-            "the whole weight; none: no normalization follows (shown per row, embeddings\n"
+            "the whole weight; none: nothing of it by itself (shown per row, embeddings\n"
             "as a whole). norm change: since start. step: rotation by one optimizer step.\n"
             + "joint: tensors that are invariant only all together, measured as one.\n" * joint
             + "residual: |cos(gradient, weight)|, near 0 confirms the invariance."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import Any
 
@@ -22,14 +22,14 @@ from lightning_sphere.given import Groups
 from lightning_sphere.guard import Guard
 from lightning_sphere.layers import KnownLayers, known_names
 from lightning_sphere.measurement.tap import OptimizerTap
-from lightning_sphere.options import Options, check_count
+from lightning_sphere.options import Options, check_count, check_outlets, optimizers_in
 from lightning_sphere.outputs import OutputsHook
 from lightning_sphere.recording import Sink
 from lightning_sphere.signals import exit_on_sigterm
 from lightning_sphere.sinks import History
 from lightning_sphere.summary import RunSummary, summarize
 from lightning_sphere.tensorboard.writer import file_writer_of, open_sink
-from lightning_sphere.verification import Verdict
+from lightning_sphere.verdict import Verdict
 
 _log = logging.getLogger("lightning_sphere")
 
@@ -57,12 +57,13 @@ class SphereTracker:
         per_layer_scalars: also write one scalar per layer and quantity.
         device_budget_mb: memory on the device for what waits to be written, in MiB; a full buffer is written earlier.
         strict: raise failures of the tracker instead of warning and switching it off.
-        sinks: further places to put recordings.
+        sinks: further places to put recordings: objects with ``write(recording)`` and ``close()``.
         position: maps the number of steps that an optimizer has taken to its place on the x axis. The default counts
             the steps of the optimizer that has taken most, from 0: the others join the row of its latest step.
 
     Raises:
-        TypeError, ValueError: for a wrong argument, naming it, what it takes and what it got.
+        TypeError, ValueError: for a wrong argument, naming it, what it takes and what it got; also for a name in
+            ``include``, ``exclude`` or ``groups`` that the model does not have.
 
     Example::
 
@@ -102,9 +103,10 @@ class SphereTracker:
             strict=strict,
         )
         check_count("flush_every_n_steps", flush_every_n_steps)
-        optimizers = _optimizers(optimizer)
-        if log_dir is not None and writer is not None:
-            raise ValueError("log_dir and writer both say where to write: give one of them")
+        optimizers = optimizers_in(optimizer)
+        check_outlets(log_dir, writer, sinks, position)
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model takes a torch.nn.Module, got {model!r}")
         if writer is not None and file_writer_of(writer) is None:
             raise TypeError(f"writer takes a torch.utils.tensorboard.SummaryWriter, got {writer!r}")
         self.options.check_names(known_names(model))
@@ -119,6 +121,7 @@ class SphereTracker:
         self._evaluation = Evaluation(model, self._layers, per_layer_scalars=per_layer_scalars)
         self._expected: list[Optimizer] = []
         self._at: int | None = None
+        self._entered = False
         self._forward_hook: RemovableHandle | None = None
         self._calls: CompiledCalls | None = None
         self._restore_signal: Callable[[], None] = lambda: None
@@ -142,6 +145,9 @@ class SphereTracker:
 
     def __enter__(self) -> Self:
         """Start measuring."""
+        if self._entered:
+            return self
+        self._entered = True
         self.start()
         self._restore_signal = exit_on_sigterm()
         if self._calls is not None and getattr(self.model, "_compiled_call_impl", None) is not None:
@@ -154,6 +160,7 @@ class SphereTracker:
         """Write what is recorded and stop measuring, also when the loop failed."""
         self.close()
         self._restore_signal()
+        self._entered = False
 
     def start(self) -> None:
         """Attach to the optimizers."""
@@ -200,6 +207,9 @@ class SphereTracker:
 
         Returns:
             What is known now; ``None`` if it could not be found out.
+
+        Raises:
+            ValueError: with ``strict=True``, for a loss without a graph; else the tracker warns and switches off.
         """
         self._read(loss, given=True)
         return self.discovery
@@ -289,21 +299,12 @@ class SphereTracker:
 
     @property
     def verdicts(self) -> dict[str, Verdict]:
-        """What the gradients say of each claim of invariance, by name of the layer, as of the last flush."""
+        """What the gradients say of each claim of invariance, by name of the layer, as of the last flush.
+
+        Layers of which nothing is claimed have no verdict; before the first flush there is none.
+        """
         return self._evaluation.verdicts
 
     def print_summary(self) -> None:
         """Print :meth:`summary` as a table, and how to open TensorBoard."""
         self.summary().print(log_dir=self._log_dir or getattr(self._writer, "log_dir", None))
-
-
-def _optimizers(given: Any) -> list[Optimizer]:
-    """The optimizers of an argument that takes one or several."""
-    found = [given] if isinstance(given, Optimizer) else list(given) if isinstance(given, Iterable) else [given]
-    for item in found:
-        if not isinstance(item, Optimizer):
-            got = type(item).__name__
-            raise TypeError(f"optimizer takes a torch.optim.Optimizer or a sequence of them, got {got}")
-    if not found:
-        raise ValueError("optimizer takes at least one torch.optim.Optimizer, got none")
-    return found

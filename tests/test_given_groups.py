@@ -187,6 +187,10 @@ WRONG: list[tuple[Any, type[Exception], str]] = [
     ),
     ([replace(ROW, members=(1, 0))], ValueError, "got (1, 0)"),
     ([replace(ROW, members=())], ValueError, "got ()"),
+    ([replace(ROW, norm=["norm"])], TypeError, "groups: 'mine' takes text as reason and as norm, got '' and ['norm']"),
+    ([replace(ROW, reason=3)], TypeError, "groups: 'mine' takes text as reason and as norm, got 3 and None"),
+    ([replace(ROW, eps_share="x")], TypeError, "groups: 'mine' takes a share as eps_share, or None if unknown"),
+    ([replace(ROW, eps_share=float("nan"))], TypeError, "got nan"),
 ]
 
 
@@ -218,9 +222,18 @@ UNFIT: list[tuple[ScaleGroup, str]] = [
         "takes blocks that divide 8, the length of axis 0 of 'net.0.weight' of shape",
     ),
     (group([("net.0.weight", 4)], 8, "row"), "takes an axis of 'net.0.weight' of shape (8, 1, 3, 3), got axis=4"),
+    (group([("net.0.weight", 4)]), "takes an axis of 'net.0.weight' of shape (8, 1, 3, 3), got axis=4"),
     (group(["net.9.weight", "net.0.weight"], 10, "row"), "takes blocks=8, the length of axis 0 of 'net.0.weight'"),
     (group(["net.0.weight"], name="net.3"), "takes names that no other layer has, got 'net.3', that of 'net.3.weight'"),
 ]
+
+
+def test_an_empty_parameter_has_no_blocks() -> None:
+    model = conv_net()
+    model.empty = nn.Parameter(torch.empty(0, 3))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with pytest.raises(ValueError, match="takes blocks that divide 0, the length of axis 0 of 'empty'"):
+        SphereTracker(model, optimizer, groups=[group(["empty"], 2, "group")])
 
 
 @pytest.mark.parametrize(("wrong", "message"), UNFIT)

@@ -68,7 +68,7 @@ def test_gradients_tell_what_an_opaque_operation_hides(tmp_path: Path) -> None:
     assert found.way == "gradients"
     row = found.table()[0]
     assert (row["kind"], row["axis"], row["blocks"], row["joint_with"]) == ("row", 0, 12, ("linear.bias",))
-    assert row["reason"].startswith("invariant per row together with its bias by the gradients of ")
+    assert row["reason"].startswith("invariant per row together with its bias: by the gradients of ")
     assert row["reason"].endswith("steps alone (unknown operation `Opaque` reads it)")
     assert found.table()[1]["kind"] == "none"
     assert tracker.verdicts["linear"].outcome == "verified"

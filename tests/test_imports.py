@@ -30,8 +30,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "recording": {"quantities", "statistics", "tensorboard"},
     "sinks": {"recording", "tensorboard"},
     "epsilon": {"groups"},
-    "verification": {"epsilon", "geometry", "groups"},
-    "summary": {"groups", "sinks", "verification"},
+    "verdict": set(),
+    "verification": {"epsilon", "geometry", "groups", "verdict"},
+    "summary": {"groups", "sinks", "verdict"},
     "claims": {"discovery", "given", "groups"},
     "calls": {"discovery", "outputs"},
     "inference": {"groups"},
@@ -45,6 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "recording",
         "statistics",
         "tensorboard",
+        "verdict",
         "verification",
     },
     "tracker": {
@@ -64,7 +66,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "sinks",
         "summary",
         "tensorboard",
-        "verification",
+        "verdict",
     },
     "layers": {"claims", "discovery", "groups", "guard", "inference", "measurement", "options"},
     "callback": {
@@ -77,7 +79,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "sinks",
         "tensorboard",
         "tracker",
-        "verification",
+        "verdict",
     },
 }
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_sphere.inference import STEPS, Evidence, Inferred, divisors
+from lightning_sphere.inference import PATH, STEPS, Evidence, Inferred, Sums, divisors
 
 
 def evidence(
@@ -17,11 +17,15 @@ def evidence(
     steps: int,
     lr: float = 0.05,
     dtype: torch.dtype = torch.float32,
+    bias_lr: float | None = None,
 ) -> Evidence:
     """Train for some steps and collect what a flush would."""
     torch.manual_seed(0)
     layer.to(dtype)
-    optimizer = torch.optim.SGD(layer.parameters(), lr=lr)
+    groups = [
+        {"params": [p], "lr": lr if p is layer.weight or bias_lr is None else bias_lr} for p in layer.parameters()
+    ]
+    optimizer = torch.optim.SGD(groups)
     target = torch.randn(16, layer.out_features)
     result = Evidence(layer.out_features, layer.weight.numel())
     for _ in range(steps):
@@ -29,17 +33,18 @@ def evidence(
         loss = (function(layer(torch.randn(16, layer.in_features, dtype=dtype))) * target.to(dtype)).tanh().sum()
         loss.backward()
 
-        def sums(parameter: nn.Parameter) -> tuple[Tensor, Tensor, Tensor]:
+        def sums(parameter: nn.Parameter) -> Sums:
             x = parameter.detach().double().reshape(layer.out_features, -1)
             assert parameter.grad is not None
             g = parameter.grad.double().reshape(layer.out_features, -1)
-            return (g * x).sum(1)[None], (g * g).sum(1)[None], (x * x).sum(1)[None]
+            gx, gg, xx = (g * x).sum(1)[None], (g * g).sum(1)[None], (x * x).sum(1)[None]
+            return gx, gg, xx, lr**2 * gg  # the displacement of SGD
 
         alone = sums(layer.weight)
         both = None
         if layer.bias is not None:
-            gx, gg, xx = (a + b for a, b in zip(alone, sums(layer.bias), strict=True))
-            both = gx, gg, xx
+            gx, gg, xx, dd = (a + b for a, b in zip(alone, sums(layer.bias), strict=True))
+            both = gx, gg, xx, dd
         result.add(alone, both)
         optimizer.step()
     return result
@@ -85,7 +90,7 @@ def test_a_zero_bias_hides_that_it_is_needed() -> None:
     layer = nn.Linear(9, 12)
     nn.init.zeros_(layer.bias)
     late = lambda x: batch_norm(x.relu())  # noqa: E731
-    assert evidence(layer, late, 30, lr=0.0).inferred() is None
+    assert evidence(layer, late, 30, bias_lr=0.0).inferred() is None
     found = evidence(layer, late, 30).inferred()
     assert found is not None
     assert found.with_bias
@@ -99,14 +104,27 @@ def test_rounding_in_low_precision_claims_nothing_false() -> None:
 def test_steps_without_gradient_say_nothing() -> None:
     found = Evidence(4, 8)
     zeros = torch.zeros(30, 4, dtype=torch.float64)
-    found.add((zeros, zeros, zeros + 1), None)
-    found.add((zeros, zeros * torch.nan, zeros + 1), None)
+    found.add((zeros, zeros, zeros + 1, zeros + 1), None)
+    found.add((zeros, zeros * torch.nan, zeros + 1, zeros + 1), None)
+    found.add((zeros, zeros + 1, zeros, zeros), None)  # a weight of zero is orthogonal to everything
     assert found.steps == 0
     assert found.inferred() is None
+    found.add((zeros, zeros + 1, torch.eye(4, dtype=torch.float64)[:1].expand(30, 4), zeros + 1), None)
+    assert found.inferred() is None  # three rows of four are zero
     few = zeros.clone()
     few[:, 0] = 1.0  # one row of four has a gradient, orthogonal to it
-    found.add((zeros, few, zeros + 1), None)
+    found.add((zeros, few, zeros + 1, zeros + 1), None)
     assert found.inferred() is None
+
+
+def test_a_weight_that_hardly_moved_says_nothing() -> None:
+    """Its gradient is orthogonal to it where it is all alike before a softmax, or another weight is still zero."""
+    found = Evidence(4, 8)
+    zeros = torch.zeros(30, 4, dtype=torch.float64)
+    found.add((zeros, zeros + 1, zeros + 1, zeros + 0.8 * (PATH / 30) ** 2), None)
+    assert found.inferred() is None
+    found.add((zeros, zeros + 1, zeros + 1, zeros + 0.8 * (PATH / 30) ** 2), None)
+    assert found.inferred() == Inferred(4, False, 60)
 
 
 def test_divisors() -> None:

@@ -168,6 +168,15 @@ def test_no_tensor_is_read_twice() -> None:
     ]
 
 
+def test_cuts_along_different_axes_do_not_share_their_sums() -> None:
+    layers = [ScaleGroup(f"axis {axis}", (GroupPart("w", axis),), 4, "row") for axis in (0, 1)]
+    plan = Plan(
+        [*layers, ScaleGroup("all", (GroupPart("w", 1),), 1, "whole")], {"w": nn.Parameter(torch.ones(4, 4))}, {"w": 0}
+    )
+    assert [(slot.axis, slot.blocks) for slot in plan.slots] == [(0, 4), (1, 4)]
+    assert [use.slot for use in plan.uses] == [0, 1, 0]
+
+
 def test_different_rates_leave_the_rate_unknown_with_the_reason(tmp_path: Path) -> None:
     model = Summed()
     groups = [{"params": [model.conv1.weight], "lr": 0.2}, {"params": [*model.parameters()][1:]}]

@@ -53,6 +53,7 @@ def test_a_compiled_model_compiles_as_without_the_tracker(tmp_path: Path, fullgr
     net = conv_net()
     optimizer = torch.optim.SGD(net.parameters(), 0.1)
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     compiled = torch.compile(net, backend="eager", fullgraph=fullgraph)
     with (
         pytest.warns(SphereWarning, match="call discover"),

@@ -55,6 +55,23 @@ def test_one_place_to_write(tmp_path: Path) -> None:
         SphereTracker(net, torch.optim.SGD(net.parameters(), 0.1), tmp_path, writer=writer)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"log_dir": 5}, "log_dir takes a path, got 5"),
+        ({"sinks": 3}, "sinks takes a sequence of objects with write"),
+        ({"sinks": [3]}, "sinks takes a sequence of objects with write"),
+        ({"position": 3}, "position takes a function, got 3"),
+    ],
+)
+def test_where_to_put_recordings(arguments: dict[str, Any], message: str) -> None:
+    net = conv_net()
+    with pytest.raises(TypeError, match=message):
+        SphereTracker(net, torch.optim.SGD(net.parameters(), 0.1), **arguments)
+    with pytest.raises(TypeError, match=r"model takes a torch\.nn\.Module, got 3"):
+        SphereTracker(3, torch.optim.SGD(net.parameters(), 0.1))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("argument", ["include", "exclude"])
 def test_an_unknown_name_lists_close_ones(tmp_path: Path, argument: str) -> None:
     trainer = quiet_trainer(tmp_path, callbacks=[SphereMonitor(**{argument: ["net.03"]})])

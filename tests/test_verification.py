@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from torch.nn.functional import cross_entropy
 
 from lightning_sphere import GroupPart, ScaleGroup, SphereMonitor, SphereTracker, read_run
 from lightning_sphere.epsilon import rescaled_share, running_share
+from lightning_sphere.geometry import InnerProducts
 from lightning_sphere.recording import Recording
-from lightning_sphere.verification import FIRST_STEPS, RECENT_STEPS, Ledger, judge, outcome_of
+from lightning_sphere.verdict import judge, outcome_of
+from lightning_sphere.verification import FIRST_STEPS, RECENT_STEPS, Ledger, Verification
 from lit import LitNet, loader, quiet_trainer
 from nets import FIRST, LAST, batches, conv_net
 from test_summary import rendered
@@ -338,6 +341,38 @@ def test_skipped_steps_do_not_count() -> None:
     ledger.add(nothing, nothing, nothing, None)
     assert ledger.first.steps == ledger.overall.steps == 0
     assert ledger.verdict(double(9)).outcome == "not yet seen"
+
+
+def test_a_claim_that_is_another_one_is_judged_anew() -> None:
+    verification, ones = Verification(nn.Linear(2, 2)), torch.ones(30, 2, dtype=torch.float64)
+    unknown = {"xd": ones, "dd": ones, "bb": ones, "lr": ones}
+
+    def after(residual: float, layer: ScaleGroup) -> Any:
+        steps = {"xx": ones, "gg": ones, "gx": residual * ones}
+        products = {name: value[:, : layer.blocks] for name, value in {**unknown, **steps}.items()}
+        verification.take(InnerProducts(**products, size=torch.full((layer.blocks,), 4.0).double()), [layer])
+        return verification.verdicts.get(layer.name)
+
+    layer = ScaleGroup("layer", (GroupPart("w"),), 2, "row")
+    for other in (replace(layer, kind="none"), replace(layer, blocks=1), replace(layer, members=(1,))):
+        assert after(0.5, layer).outcome == "contradicted"
+        verdict = after(1e-9, other)
+        assert verdict is None if other.kind == "none" else verdict.overall == pytest.approx(1e-9)
+        assert after(1e-9, layer).overall == pytest.approx(1e-9)  # what was known of the first claim is forgotten
+
+
+def test_of_the_first_steps_the_larger_share_of_eps_counts() -> None:
+    """A running variance follows slowly."""
+    share, one = torch.zeros(1, dtype=torch.float64), torch.ones(5, 1, dtype=torch.float64)
+    ledger = Ledger(ScaleGroup("layer", (GroupPart("w"),), 1, "whole", eps_share=0.5))
+    ledger.add(0.5 * one, one, one, share)
+    assert ledger.verdict(double(9)).outcome == "eps dominates"
+    later = Ledger(ScaleGroup("layer", (GroupPart("w"),), 1, "whole", eps_share=0.5))
+    for _ in range(30):
+        later.add(1e-9 * one, one, one, share)
+    for _ in range(30):
+        later.add(0.5 * one, one, one, share)
+    assert later.verdict(double(9)).outcome == "contradicted"
 
 
 def test_the_running_variance_tells_the_share_of_eps_at_any_time() -> None:

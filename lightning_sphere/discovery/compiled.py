@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Collection, Sequence, Set
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from lightning_sphere.discovery.aside import same_random_numbers
 from lightning_sphere.discovery.standins import Hidden, Standins, output_shapes
 
 _T = TypeVar("_T")
@@ -48,21 +49,26 @@ def _open_unseen(standins: Standins, node: Any, modules: Sequence[nn.Module]) ->
             sources = {id(tensor): inner_edges[0]} if inner_edges else {}
             call = Hidden(module, [tensor], {}, sources, outputs, shapes, autocast_settings())
             try:
-                standins.trace(call, partial(_reads, standins, parameters, variables.keys()))
+                standins.trace(call, partial(reads, standins, parameters, variables.keys()))
             except Exception:
                 continue
             return
 
 
-def _reads(standins: Standins, parameters: Set[int], expected: Set[int], outputs: list[Tensor]) -> bool:
+def reads(standins: Standins, parameters: Set[int], expected: Set[int], outputs: Sequence[Tensor]) -> bool:
     """Whether of some parameters exactly the expected ones are behind the outputs."""
-    return {standins.identity(leaf) for leaf in _leaves(outputs)} & parameters == expected
+    return {standins.identity(leaf) for leaf in leaves(outputs)} & parameters == expected
 
 
-def _leaves(outputs: list[Tensor]) -> list[Tensor]:
-    """Leaves of the graph behind some tensors."""
+def leaves(outputs: Sequence[Tensor], until: Collection[Any] = ()) -> list[Tensor]:
+    """Leaves of the graph behind some tensors.
+
+    Args:
+        outputs: the tensors.
+        until: nodes to stop at.
+    """
     stack = [tensor.grad_fn for tensor in outputs if tensor.grad_fn is not None]
-    seen: set[Any] = set(stack)
+    seen: set[Any] = {*stack, *until}
     found: list[Tensor] = []
     while stack:
         node = stack.pop()
@@ -81,7 +87,7 @@ def run_uncompiled(function: Callable[[], _T], model: nn.Module) -> _T:
     try:
         for buffers, before in originals:  # Others may hold the originals in graphs, which notice changes.
             buffers.update({name: None if b is None else b.detach().clone() for name, b in before.items()})
-        with torch.random.fork_rng(), torch.compiler.set_stance("force_eager"), torch.enable_grad():
+        with same_random_numbers(), torch.compiler.set_stance("force_eager"), torch.enable_grad():
             return function()
     finally:
         for buffers, before in originals:
@@ -99,8 +105,10 @@ def is_wrapper(module: nn.Module) -> bool:
 
 
 def uncompiled(module: nn.Module) -> nn.Module:
-    """The module inside a wrapper, or the module itself."""
+    """The module inside a wrapper, and inside one for training on several devices, or the module itself."""
     inner: nn.Module = module._modules["_orig_mod"] if is_wrapper(module) else module  # type: ignore[assignment]
+    while isinstance(inner, nn.parallel.DistributedDataParallel):
+        inner = inner.module
     return inner
 
 

@@ -2,14 +2,12 @@
 
 What they hide is run once more on *fake* tensors, which have shapes and a graph but no numbers, in a fake copy. Nothing
 is computed, hardly any memory is needed, and no weight, buffer or random number is touched. The graph that results is
-read in the place of the hidden one.
+read in the place of the hidden one. What the copy can't be trusted to do alike stays hidden.
 """
 
 from __future__ import annotations
 
-import copy
 import logging
-import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from lightning_sphere.discovery.aside import Caches, same_random_numbers, without_saved_tensor_hooks
+from lightning_sphere.discovery.twin import Memo, twins_of
+
+CHECKPOINT = "CheckpointFunctionBackward"
+"""Name of the node of a reentrant checkpoint."""
 
 NodeOutput = tuple[Any, int]
 """An autograd node and which of its outputs."""
@@ -49,7 +53,7 @@ class Hidden:
 class Standins:
     """Which parts of a graph stand for hidden ones."""
 
-    openers: dict[str, Opener] = field(default_factory=lambda: {"CheckpointFunctionBackward": open_checkpoint})
+    openers: dict[str, Opener] = field(default_factory=lambda: {CHECKPOINT: open_checkpoint})
     """By name of the hiding node."""
     looked_through: bool = False
     """Whether anything was traced."""
@@ -60,6 +64,7 @@ class Standins:
     _parameters: dict[int, int] = field(default_factory=dict)
     """From the identity of a fake parameter to the identity of the real one."""
     _tried: set[Any] = field(default_factory=set)
+    _caches: Caches = field(default_factory=Caches)
     _alive: list[Any] = field(default_factory=list)
     """What the identities above belong to."""
 
@@ -97,15 +102,17 @@ class Standins:
             Exception: whatever the function raises where fakes are not enough, as for control flow on numbers.
             ValueError: if what it returns is not what the real call returned, or is not accepted.
         """
-        from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
+        from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensor, FakeTensorMode
 
-        mode, memo = FakeTensorMode(), dict[int, Any]()  # A real tensor among fakes is an error: nothing real is run.
-        with FakeCopyMode(mode):
-            twin = _twin(call.function, memo)
+        mode, memo = FakeTensorMode(), Memo()  # A real tensor among fakes is an error: nothing real is run.
         leaves, spec = tree_flatten((list(call.args), dict(call.kwargs)))
+        with FakeCopyMode(mode):
+            twin, *others = twins_of([call.function, *(leaf for leaf in leaves if not isinstance(leaf, Tensor))], memo)
         inputs: dict[int, NodeOutput] = {}
         for index, leaf in enumerate(leaves):
-            if isinstance(leaf, Tensor):
+            if not isinstance(leaf, Tensor):
+                leaves[index] = others.pop(0)
+            else:
                 leaves[index] = fake = memo.get(id(leaf), None)
                 if fake is None:
                     source = call.sources.get(id(leaf))
@@ -119,6 +126,9 @@ class Standins:
             for settings in call.autocast:
                 stack.enter_context(torch.autocast(**settings))
             stack.enter_context(_silent(mode.__class__.__module__))
+            stack.enter_context(same_random_numbers())
+            stack.enter_context(without_saved_tensor_hooks())
+            stack.enter_context(self._caches.without(FakeTensor))
             stack.enter_context(mode)
             found = tensors_of(twin(*args, **kwargs))
         if [tuple(tensor.shape) for tensor in found] != list(call.shapes):
@@ -148,17 +158,38 @@ def _silent(name: str) -> Iterator[None]:
 
 def open_checkpoint(standins: Standins, node: Any) -> None:
     """Trace the function of a reentrant checkpoint, which its node keeps for the backward pass."""
-    args, sources = list(node.inputs), {}
+    args, kwargs, sources = list(node.inputs), dict[str, Any](), dict[int, NodeOutput]()
     for position, tensor, source in zip(node.tensor_indices, node.saved_tensors, node.next_functions, strict=True):
         args[position] = tensor
         if source[0] is not None:
             sources[id(tensor)] = source
+    function = node.run_function
+    while type(function) is partial:
+        args, kwargs = [*function.args, *args], {**function.keywords, **kwargs}
+        function = function.func
+    for tensor in tensors_of((args, kwargs)):
+        if tensor.requires_grad and id(tensor) not in sources:
+            sources[id(tensor)] = edge_of(tensor)
     autocast = [{"device_type": "cpu", **node.cpu_autocast_kwargs}]
     if node.device_type != "cpu":
         autocast.append({"device_type": node.device_type, **node.device_autocast_kwargs})
     shapes = output_shapes(node)
     outputs = [(node, index) for index in range(len(shapes))]
-    standins.trace(Hidden(node.run_function, args, {}, sources, outputs, shapes, autocast))
+    standins.trace(Hidden(function, args, kwargs, sources, outputs, shapes, autocast))
+
+
+def may_read(node: Any, model: nn.Module) -> list[NodeOutput]:
+    """Where the parameters are that a node may read without telling: what a checkpoint runs is not shown by its node.
+
+    Args:
+        node: a node that was not opened.
+        model: the model, any of whose parameters is read where more is not known.
+    """
+    if type(node).__name__ != CHECKPOINT:
+        return []
+    owner = getattr(node.run_function, "__self__", node.run_function)
+    parameters = (owner if isinstance(owner, nn.Module) else model).parameters()
+    return [edge_of(p) for p in parameters if p.requires_grad and not nn.parameter.is_lazy(p)]
 
 
 def output_shapes(node: Any) -> list[tuple[int, ...]]:
@@ -175,24 +206,3 @@ def edge_of(tensor: Tensor) -> NodeOutput:
 def tensors_of(tree: Any) -> list[Tensor]:
     """All tensors in nested containers, in a fixed order."""
     return [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, Tensor)]
-
-
-def _twin(function: Any, memo: dict[int, Any]) -> Any:
-    """A deep copy, also of what a closure refers to, without the user's hooks: they might keep what they see."""
-    if isinstance(function, types.FunctionType) and function.__closure__:
-        closure = tuple(types.CellType(_twin(cell.cell_contents, memo)) for cell in function.__closure__)
-        twin: Any = types.FunctionType(
-            function.__code__, function.__globals__, function.__name__, function.__defaults__, closure
-        )
-        twin.__kwdefaults__ = function.__kwdefaults__
-        return twin
-    if isinstance(function, partial):
-        args, keywords = copy.deepcopy((function.args, function.keywords), memo)
-        return partial(_twin(function.func, memo), *args, **keywords)
-    twin = copy.deepcopy(function, memo)
-    for module in [part for part in memo.values() if isinstance(part, nn.Module)]:
-        for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            for key, hook in list(hooks.items()):
-                if not type(hook).__module__.startswith("torch."):  # those of torch's weight and spectral norm
-                    del hooks[key]
-    return twin

@@ -53,13 +53,14 @@ def inner_products(data: Tensor, host: list[HostRow], plan: Plan, direction: Dir
 def mixed_rates(host: list[HostRow], plan: Plan) -> set[str]:
     """Names of layers whose tensors had different learning rates, so that the group has none."""
     lr = HYPERPARAMETERS.index("lr")
-    mixed = set()
-    for index, layer in enumerate(plan.layers):
-        if len(layer.parts) > 1:
-            groups = {plan.slots[use.slot].param_group for use in plan.uses if use.layer == index}
-            if any(len({float(row.hyperparameters[g][lr]) for g in groups}) > 1 for row in host if not row.skipped):
-                mixed.add(layer.name)
-    return mixed
+    groups: list[set[int]] = [set() for _ in (*plan.layers, *plan.probes)]
+    for use in plan.uses:
+        groups[use.layer].add(plan.slots[use.slot].param_group)
+
+    def differ(some: set[int]) -> bool:
+        return any(len({float(row.hyperparameters[g][lr]) for g in some}) > 1 for row in host if not row.skipped)
+
+    return {layer.name for layer, some in zip(plan.layers, groups, strict=False) if len(some) > 1 and differ(some)}
 
 
 def _hyperparameters(host: list[HostRow], plan: Plan) -> Tensor:
