@@ -126,9 +126,11 @@ class RunSummary:
         weights = [row for row in self.layers if row.kind != "joint"]
         refuted = [row for row in weights if row.verdict is not None and row.verdict.outcome == "contradicted"]
         invariant = sum(row.kind != "none" for row in weights) - len(refuted)
+        joint = len(self.layers) - len(weights)
+        sets = f", and {joint} joint set{'s' * (joint > 1)}" if joint else ""
         return (
             f"lightning_sphere: {invariant} of {len(weights)} weight{'s' * (len(weights) != 1 or invariant == 0)} "
-            f"{'is' if invariant == 1 else 'are'} scale-invariant; "
+            f"{'is' if invariant == 1 else 'are'} scale-invariant{sets}; "
             f"{self.steps} step{'s' if self.steps != 1 else ''} recorded"
         )
 
