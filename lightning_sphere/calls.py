@@ -18,7 +18,7 @@ from lightning_sphere.discovery.compiled import (
     standins_for,
     uncompiled,
 )
-from lightning_sphere.discovery.standins import Hidden, edge_of, tensors_of
+from lightning_sphere.discovery.standins import Hidden, Standins, edge_of, tensors_of
 from lightning_sphere.outputs import WeakHook
 
 
@@ -30,19 +30,25 @@ class CompiledCalls:
         wanted: whether somebody is.
 
     Attributes:
-        standins: what was seen since the last :meth:`clear`.
         show: called with each output of the model itself, if it is compiled in place.
     """
 
     def __init__(self, model: nn.Module, wanted: Callable[[], bool]) -> None:
-        self.standins = standins_for(model)
         self.show: Callable[[Any], None] | None = None
         self._model, self._wanted = model, wanted
+        self._standins: Standins | None = None
         self._undo = [self._watch(module) for module in list(model.modules()) if is_compiled(module)]
 
+    @property
+    def standins(self) -> Standins:
+        """What was seen since the last :meth:`clear`."""
+        if self._standins is None:
+            self._standins = standins_for(self._model)
+        return self._standins
+
     def clear(self) -> None:
-        """Let go of the graphs that were seen."""
-        self.standins = standins_for(self._model)
+        """Let go of the graphs that were seen; called before every step."""
+        self._standins = None
 
     def detach(self) -> None:
         """Leave the modules as they were."""

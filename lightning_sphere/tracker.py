@@ -280,10 +280,12 @@ class SphereTracker:
     def flush(self) -> None:
         """Evaluate what is recorded and give it to the sinks."""
         with self.guard.watching("evaluating and writing recorded steps"):
+            claims = self._layers.claims
             recording = self._evaluation.drain(self._taps)
             if recording is not None:
                 for sink in self._sinks:
                     sink.write(recording)
+            if self._layers.claims is not claims:  # gradients told something
                 self._adapt()
 
     def _release(self) -> None:

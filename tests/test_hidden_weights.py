@@ -11,8 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_sphere import SphereTracker, read_run
+from lightning_sphere import SphereTracker, calls, read_run
+from lightning_sphere.discovery.compiled import standins_for
+from lightning_sphere.discovery.standins import Standins
 from lightning_sphere.guard import SphereWarning
+from lightning_sphere.layers import PATIENCE
 from test_discovery_hidden import WAYS, Net, claims, expected, loss_of
 
 
@@ -153,3 +156,16 @@ def test_a_copy_of_a_watched_model_watches_nothing() -> None:
         twin = copy.deepcopy(model)
         loss_of(twin).backward()
     assert not model.blocks[0]._forward_hooks
+
+
+def test_steps_do_not_look_for_compiled_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    searches = []
+
+    def count(model: nn.Module) -> Standins:
+        searches.append(model)
+        return standins_for(model)
+
+    monkeypatch.setattr(calls, "standins_for", count)
+    model = Net()
+    train(model, 20, lambda: loss_of(model))
+    assert 1 <= len(searches) <= PATIENCE + 1  # one for each loss that is read

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from math import prod
 
@@ -97,11 +97,15 @@ def filler(graph: Graph, edge: tuple[int, int], where: Tensor) -> float | None:
     Returns:
         The number, as far as samples tell; ``None`` if the value can not be read, or holds several there.
     """
-    key = ("filler", edge)
+    return _remembered(graph, ("filler", edge), lambda: _filler(Elements(graph), edge, where))
+
+
+def _remembered(graph: Graph, key: object, find: Callable[[], float | None]) -> float | None:
+    """A number that is looked for once; ``None`` also where the search fails."""
     if key not in graph.memory:
         graph.memory[key] = None
         with suppress(RuntimeError, ValueError, IndexError, TypeError, AttributeError):
-            graph.memory[key] = _filler(Elements(graph), edge, where)
+            graph.memory[key] = find()
     found = graph.memory[key]
     return found if isinstance(found, float) else None
 
@@ -131,13 +135,7 @@ def filler_of_sum(graph: Graph, position: int, where: Tensor) -> float | None:
     Returns:
         The number, as the first sum that it is in tells; ``None`` if that or the input can not be read.
     """
-    key = ("filler of a sum", position)
-    if key not in graph.memory:
-        graph.memory[key] = None
-        with suppress(RuntimeError, ValueError, IndexError, TypeError, AttributeError):
-            graph.memory[key] = _filler_of_sum(Elements(graph), position, where)
-    found = graph.memory[key]
-    return found if isinstance(found, float) else None
+    return _remembered(graph, ("filler of a sum", position), lambda: _filler_of_sum(Elements(graph), position, where))
 
 
 def _filler_of_sum(values: Elements, position: int, where: Tensor) -> float | None:

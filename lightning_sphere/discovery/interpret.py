@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lightning_sphere.discovery import (
+from lightning_sphere.discovery import (  # noqa: F401  # most are imported for their rules
     blanks,
     rules_attention,
     rules_backward,
@@ -26,24 +26,6 @@ from lightning_sphere.discovery.graph import Graph, Parameter, short_name
 from lightning_sphere.discovery.registry import RULES, Context
 from lightning_sphere.discovery.rules_pointwise import unknown
 from lightning_sphere.discovery.system import Cause, Symbol, System
-
-RULE_MODULES = (
-    rules_attention,
-    rules_backward,
-    rules_choose,
-    rules_complex,
-    rules_embedding,
-    rules_images,
-    rules_index,
-    rules_inplace,
-    rules_linear,
-    rules_norm,
-    rules_pointwise,
-    rules_products,
-    rules_shape,
-    rules_write,
-)
-"""Imported for their rules."""
 
 
 def interpret(

@@ -141,26 +141,35 @@ def index_put(ctx: Context) -> Value | Sequence[Value]:
 @rule("IndexCopy")
 def index_copy(ctx: Context) -> Value | Sequence[Value]:
     """Rows of one tensor take the place of those of another."""
-    base, source = ctx.inputs[0], ctx.inputs[1]
-    chosen = saved_tensor(ctx.node, "index")
-    (axis,) = ctx.dims("dim", len(ctx.shape))
-    if chosen is None or source is None:
+    base, source, place = ctx.inputs[0], ctx.inputs[1], _place_by_index(ctx)
+    if place is None or source is None:
         return _mixed(ctx, base, source)
-    key = tuple(array(chosen) if a == axis else slice(None) for a in range(len(ctx.shape)))
-    return write(ctx, base, source, key, [a if a != axis else None for a in range(len(ctx.shape))])
+    _, key, order = place
+    return write(ctx, base, source, key, order)
 
 
 @rule("IndexAdd")
 def index_add(ctx: Context) -> Value | Sequence[Value]:
     """Rows of one tensor are added to those of another, several perhaps to the same."""
-    base, source = ctx.inputs[0], ctx.inputs[1]
+    base, source, place = ctx.inputs[0], ctx.inputs[1], _place_by_index(ctx)
+    if place is None or source is None:
+        return _mixed(ctx, base, source)
+    axis, key, order = place
+    return _accumulate(ctx, base, ctx.uniform(ctx.settle(source), [axis]), key, order)
+
+
+def _place_by_index(ctx: Context) -> tuple[int, tuple[Any, ...], list[int | None]] | None:
+    """Along which axis rows are written by number, where, and which of the source's axes runs along each dimension."""
     chosen = saved_tensor(ctx.node, "index")
     (axis,) = ctx.dims("dim", len(ctx.shape))
-    if chosen is None or source is None:
-        return _mixed(ctx, base, source)
-    source = ctx.uniform(ctx.settle(source), [axis])
-    key = tuple(array(chosen) if a == axis else slice(None) for a in range(len(ctx.shape)))
-    return _accumulate(ctx, base, source, key, [a if a != axis else None for a in range(len(ctx.shape))])
+    if chosen is None:
+        return None
+    dimensions = range(len(ctx.shape))
+    return (
+        axis,
+        tuple(array(chosen) if a == axis else slice(None) for a in dimensions),
+        [a if a != axis else None for a in dimensions],
+    )
 
 
 @rule("ScatterAdd", "Scatter", "ScatterReduce")
