@@ -21,7 +21,7 @@ LENGTHS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("after", ["batch_norm", "gelu", "both", "length_seen"])
+@pytest.mark.parametrize("after", ["batch_norm", "gelu", "both", "length_seen", "ratio_seen"])
 @pytest.mark.parametrize("length", LENGTHS)
 def test_a_weight_divided_by_a_number_of_its_own(length: str, after: str) -> None:
     """What normalizes each channel later leaves the rows free; what does not only the whole."""
@@ -33,12 +33,20 @@ def test_a_weight_divided_by_a_number_of_its_own(length: str, after: str) -> Non
         size = LENGTHS[length](model.weight)
         y = F.conv2d(torch.randn(6, 3, 6, 6, generator=generator, dtype=torch.float64), model.weight / size)
         normal = F.batch_norm(y, None, None, training=True)
-        y = {"batch_norm": normal, "gelu": y, "both": normal + F.gelu(y), "length_seen": normal + size}[after]
+        y = {
+            "batch_norm": normal,
+            "gelu": y,
+            "both": normal + F.gelu(y),
+            "length_seen": normal + size,
+            "ratio_seen": normal + size / model.weight.square().sum().sqrt(),
+        }[after]
         return (F.gelu(y) * torch.randn(y.shape, generator=generator, dtype=torch.float64)).sum()
 
     measured = measure(model, loss)
-    kind = {"batch_norm": "row", "gelu": "whole", "both": "whole", "length_seen": "none"}[after]
-    assert measured["weight"].kind == kind
+    if (length, after) == ("norm", "ratio_seen"):
+        pytest.skip("the ratio is 1, which no rule sees")
+    kinds = {"batch_norm": "row", "gelu": "whole", "both": "whole", "length_seen": "none", "ratio_seen": "whole"}
+    assert measured["weight"].kind == kinds[after]
     assert not disagreements(discover(loss(0), model), measured)
 
 
@@ -75,4 +83,21 @@ def test_attention_keeps_a_bias(mixture: str, norm: str) -> None:
     measured = measure(model, loss)
     if norm == "batch" and mixture not in ("not_to_one", "dropped", "sigmoid"):
         assert measured["v.weight"] == Measured("row", 0, 8)
+    assert not disagreements(discover(loss(0), model), measured)
+
+
+@pytest.mark.parametrize("centred", [True, False])
+def test_only_a_norm_that_subtracts_the_mean_removes_what_is_added_to_all(centred: bool) -> None:
+    torch.manual_seed(0)
+    model = prepare(nn.ModuleDict({"a": nn.Linear(6, 5, bias=False), "shift": nn.Linear(6, 1, bias=False)}))
+
+    def loss(number: int) -> Tensor:
+        generator = torch.Generator().manual_seed(number)
+        x = torch.randn(4, 6, generator=generator, dtype=torch.float64)
+        y = model["a"](x) + model["shift"](x)
+        y = F.layer_norm(y, (5,), eps=0.0) if centred else F.rms_norm(y, (5,), eps=1e-30)
+        return (F.gelu(y) * torch.randn(y.shape, generator=generator, dtype=torch.float64)).sum()
+
+    measured = measure(model, loss)
+    assert measured["a.weight"].kind == ("whole" if centred else "none")
     assert not disagreements(discover(loss(0), model), measured)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_sphere import SphereTracker, calls, read_run
+from lightning_sphere import SphereTracker, calls, discover, read_run
 from lightning_sphere.discovery.compiled import standins_for
 from lightning_sphere.discovery.standins import Standins
 from lightning_sphere.guard import SphereWarning
@@ -169,3 +169,27 @@ def test_steps_do_not_look_for_compiled_modules(monkeypatch: pytest.MonkeyPatch)
     model = Net()
     train(model, 20, lambda: loss_of(model))
     assert 1 <= len(searches) <= PATIENCE + 1  # one for each loss that is read
+
+
+class Secretive(torch.autograd.Function):
+    """Uses a weight that it is not given, and makes its gradient itself, as reversible layers do."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: nn.Linear) -> Tensor:
+        ctx.layer = layer
+        ctx.save_for_backward(x)
+        return x @ layer.weight.T
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (x,) = ctx.saved_tensors
+        ctx.layer.weight.grad = grads[0].T @ x
+        return grads[0] @ ctx.layer.weight, None
+
+
+def test_a_weight_behind_an_operation_that_does_not_tell_of_it_is_hidden() -> None:
+    stem, secret, outside = nn.Linear(4, 4), nn.Linear(4, 4, bias=False), nn.Linear(4, 4)
+    model = nn.ModuleList([stem, secret, outside])
+    found = discover(Secretive.apply(stem(torch.randn(3, 4)), secret).exp().sum(), model)
+    assert found.hidden == {"0.weight", "1.weight", "2.weight"}  # of the last, too, nothing is known
+    assert discover(stem(torch.randn(3, 4)).exp().sum(), model).hidden == frozenset()
