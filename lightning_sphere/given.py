@@ -57,7 +57,7 @@ def fitted(groups: Groups, model: nn.Module) -> tuple[ScaleGroup, ...]:
     """
     found = checked(groups(model), "groups: the function") if callable(groups) else checked(groups)
     parameters = dict(model.named_parameters())
-    return tuple(_fit(group, parameters) for group in found)
+    return tuple(fit(group, parameters) for group in found)
 
 
 def _check_one(group: ScaleGroup, source: str) -> None:
@@ -95,8 +95,19 @@ def _check_one(group: ScaleGroup, source: str) -> None:
         )
 
 
-def _fit(group: ScaleGroup, parameters: Mapping[str, Tensor]) -> ScaleGroup:
-    """Check one group against the tensors that it names."""
+def fit(group: ScaleGroup, parameters: Mapping[str, Tensor]) -> ScaleGroup:
+    """Check one group against the tensors that it names.
+
+    Args:
+        group: checked by itself.
+        parameters: the tensors by name.
+
+    Returns:
+        The group with the shape of its weight.
+
+    Raises:
+        ValueError: naming the argument, what it takes and what it got.
+    """
     about = f"groups: {group.name!r}"
     for part in group.parts:
         if part.parameter not in parameters:
