@@ -15,6 +15,7 @@ from lightning_sphere.statistics import spread
 from lightning_sphere.tensorboard.schema import TableSchema
 
 MEDIAN = STATS.index("median")
+RMS = STATS.index("rms")
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,11 @@ class Sink(Protocol):
         """Make sure that everything taken is kept."""
 
 
+def shown_layers(schema: TableSchema) -> npt.NDArray[np.intp]:
+    """Indices of the layers that count where one number stands for all: those that a normalization follows, if any."""
+    return np.flatnonzero(schema.invariant) if any(schema.invariant) else np.arange(len(schema.layers))
+
+
 def summary_scalars(recording: Recording, *, per_layer: bool = False) -> dict[str, npt.NDArray[np.float32]]:
     """The curves shown as ordinary scalars.
 
@@ -63,9 +69,9 @@ def summary_scalars(recording: Recording, *, per_layer: bool = False) -> dict[st
         Arrays of shape ``[steps]`` by tag.
     """
     schema, table = recording.schema, recording.table
-    shown = np.flatnonzero(schema.invariant) if any(schema.invariant) else np.arange(len(schema.layers))
     medians = table[..., MEDIAN]
-    over_layers = spread(torch.from_numpy(medians[:, shown]).transpose(1, 2)).numpy()  # [steps, quantities, 3]
+    shown = torch.from_numpy(medians[:, shown_layers(schema)])
+    over_layers = spread(shown.transpose(1, 2)).numpy()  # [steps, quantities, 3]
     if recording.partial is not None and not recording.partial.all():
         over_layers[recording.partial] = np.nan
     curves: dict[str, npt.NDArray[np.float32]] = {}
