@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from lightning_sphere.checkpoints import Source, load_reference, match
 from lightning_sphere.claims import given_groups
+from lightning_sphere.epoch import EpochMetrics
 from lightning_sphere.given import Groups
-from lightning_sphere.guard import Guard
+from lightning_sphere.guard import Guard, warn
 from lightning_sphere.layers import known_names
 from lightning_sphere.options import Options, check_flag
 from lightning_sphere.recording import Sink
+from lightning_sphere.settling import LayerEquilibrium
 from lightning_sphere.sinks import ScalarSink
 from lightning_sphere.tensorboard.writer import TensorBoardSink, file_writer_of
 from lightning_sphere.tracker import SphereTracker
@@ -60,6 +63,10 @@ class SphereMonitor(_Base):
         exclude: the same, to leave out. ``None`` leaves out nothing.
         groups: what is invariant, in place of discovery: a sequence of :class:`~lightning_sphere.ScaleGroup`, or a
             function that maps the module to one. All other weights are measured as not invariant.
+        quantities: what to record: ``"core"``, ``"full"`` (also Adam's deformation and radial terms, which costs some
+            more per step), or names of quantities.
+        drift_from: the weights that ``drift`` is measured from: a checkpoint's path, a mapping of names to tensors, or
+            a module. ``None`` takes those at the start of fit.
         per_layer_scalars: also write one scalar per layer and quantity (many charts).
         device_budget_mb: memory on the device for what waits to be written, in MiB; a full buffer is written earlier.
         print_summary: print a table of all layers at the end of fit.
@@ -67,8 +74,8 @@ class SphereMonitor(_Base):
 
     Raises:
         TypeError, ValueError: for a wrong argument, naming it, what it takes and what it got; at the start of fit, for
-            a name in ``include``, ``exclude`` or ``groups`` that the model does not have, and for a second
-            ``SphereMonitor`` among the Trainer's callbacks.
+            a name in ``include``, ``exclude`` or ``groups`` that the model does not have, and for a ``drift_from`` that
+            does not fit it.
 
     Example::
 
@@ -84,6 +91,8 @@ class SphereMonitor(_Base):
         include: str | Sequence[str] | None = None,
         exclude: str | Sequence[str] | None = None,
         groups: Groups | None = None,
+        quantities: str | Sequence[str] = "core",
+        drift_from: Source | None = None,
         per_layer_scalars: bool = False,
         device_budget_mb: float = 64.0,
         print_summary: bool = True,
@@ -95,6 +104,8 @@ class SphereMonitor(_Base):
             "include": include,
             "exclude": exclude,
             "groups": groups,
+            "quantities": quantities,
+            "drift_from": drift_from,
             "per_layer_scalars": per_layer_scalars,
             "device_budget_mb": device_budget_mb,
             "strict": strict,
@@ -102,6 +113,8 @@ class SphereMonitor(_Base):
         self._options = Options(**self._arguments)
         self._print_summary = print_summary
         self._log_dir: str | None = None
+        self._start: dict[str, Tensor] | None = None
+        self._epoch = EpochMetrics()
         self.tracker: SphereTracker | None = None
         """Measures the fit under way, or the last one; ``None`` before, in copies, and on ranks other than 0."""
 
@@ -113,27 +126,43 @@ class SphereMonitor(_Base):
         """
         return {} if self.tracker is None else self.tracker.verdicts
 
+    @property
+    def equilibrium(self) -> dict[str, LayerEquilibrium]:
+        """How far each invariant layer is from rotational equilibrium, by name; empty before a fit.
+
+        See ``SphereTracker.equilibrium``.
+        """
+        return {} if self.tracker is None else self.tracker.equilibrium
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Forget an epoch that an exception ended, before a checkpoint is read."""
+        self._epoch.clear()
+
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Check what only model and Trainer can confirm."""
         self._options.check_names(known_names(pl_module))
         given_groups(self._options.groups, pl_module)
-        if sum(isinstance(callback, SphereMonitor) for callback in trainer.callbacks) > 1:
-            raise ValueError("the Trainer's callbacks hold several SphereMonitors, which would write the same curves")
+        if self._options.drift_from is not None and trainer.is_global_zero:
+            self._start = load_reference(self._options.drift_from)
+            match(self._start, pl_module)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Attach to the optimizers; with several processes the first one measures, since all hold the same weights."""
         self.tracker = None
+        self._epoch.begin(trainer.current_epoch, measures=trainer.is_global_zero)
         if not trainer.is_global_zero or not trainer.optimizers:
             return
         steps = trainer.log_every_n_steps or UNLOGGED_ROWS
+        start, self._start = self._start, None
         with Guard(strict=self._options.strict).watching("starting"):
             tracker = SphereTracker(
                 pl_module,
                 trainer.optimizers,
                 flush_every_n_steps=max(1, steps // self._options.every_n_steps),
-                sinks=self._sinks(trainer),
+                sinks=[*self._sinks(trainer), self._epoch],
+                total_steps=_total_steps(trainer),
                 position=lambda _: logging_step(trainer),
-                **self._arguments,
+                **{**self._arguments, "drift_from": start},
             )
             tracker.start()
             self.tracker = tracker
@@ -162,6 +191,41 @@ class SphereMonitor(_Base):
         if self.tracker is not None and not trainer.sanity_checking:
             self.tracker.flush()
 
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Count from here, unless a checkpoint resumes this epoch."""
+        self._epoch.begin(trainer.current_epoch, measures=trainer.is_global_zero)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Log the epoch's means under ``sphere_epoch/``, for loggers and for callbacks that monitor.
+
+        Every process takes part, whatever happened in the one that measures: the others would wait for it.
+        """
+        if self.tracker is not None:
+            self.tracker.flush()
+        with self._guard().watching("logging the epoch's means"):
+            means = self._epoch.results(pl_module.device)
+            if not getattr(trainer, "barebones", False):
+                for name, value in means.items():
+                    pl_module.log(name, value, batch_size=1, sync_dist=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What an epoch under way has counted, so that it goes on where a checkpoint is resumed."""
+        if self.tracker is not None:
+            self.tracker.flush()
+        counted: dict[str, Any] = {}
+        with self._guard().watching("saving the epoch's means"):
+            counted = self._epoch.state_dict()
+        return {"epoch": counted} if counted else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what :meth:`state_dict` gave."""
+        try:
+            self._epoch.load_state_dict(state_dict.get("epoch", {}))
+        except Exception as error:
+            if self._options.strict:
+                raise
+            warn(f"the means of the epoch that is resumed miss the steps before: cannot read the checkpoint: {error}")
+
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Write the rest."""
         self._close()
@@ -183,7 +247,10 @@ class SphereMonitor(_Base):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles (for processes to be spawned) start afresh."""
-        return {**self.__dict__, "tracker": None}
+        return {**self.__dict__, "tracker": None, "_epoch": EpochMetrics()}
+
+    def _guard(self) -> Guard:
+        return self.tracker.guard if self.tracker is not None else Guard(strict=self._options.strict)
 
     def _close(self) -> None:
         if self.tracker is not None:
@@ -207,6 +274,17 @@ class SphereMonitor(_Base):
         if not sinks:
             _log.info("the Trainer has no logger: lightning_sphere shows its summary at the end and writes nothing")
         return sinks
+
+
+def _total_steps(trainer: Any) -> int | None:
+    """Optimizer steps of this fit that are still to come; ``None`` if they cannot be known."""
+    if len(trainer.optimizers) != 1 or not trainer.lightning_module.automatic_optimization:
+        return None
+    try:
+        total = trainer.estimated_stepping_batches
+    except Exception:  # accumulation by a schedule, a loader without length: then it is not known
+        return None
+    return int(total) - trainer.global_step if 0 < total - trainer.global_step < float("inf") else None
 
 
 def _end_live_display(trainer: Any, pl_module: Any) -> None:

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from lightning_sphere.geometry import InnerProducts, evaluate
+from lightning_sphere.geometry import FORMULAS, InnerProducts, evaluate
 from lightning_sphere.groups import ScaleGroup
 from lightning_sphere.inference import Sums
 from lightning_sphere.layers import KnownLayers
-from lightning_sphere.measurement.collect import inner_products, mixed_rates
+from lightning_sphere.measurement.collect import Collected, collect
 from lightning_sphere.measurement.plan import Plan
 from lightning_sphere.measurement.tap import OptimizerTap
-from lightning_sphere.quantities import CORE, STATS
+from lightning_sphere.quantities import QUANTITIES, STATS
 from lightning_sphere.recording import Recording, merge, summary_scalars
+from lightning_sphere.running import Running
+from lightning_sphere.settling import LayerEquilibrium
 from lightning_sphere.statistics import per_layer
 from lightning_sphere.tensorboard.schema import TableSchema
 from lightning_sphere.verdict import Verdict
 from lightning_sphere.verification import Verification
 
-_NAMES = tuple(quantity.name for quantity in CORE)
+_log = logging.getLogger("lightning_sphere")
+
+MISMATCH = 0.05
+"""Error of an optimizer's formula, relative to the step that it asks for, above which it is told."""
+
 _REMARK = "; effective_lr unknown: its tensors have different learning rates"
 
 
@@ -34,14 +41,28 @@ class Evaluation:
     Args:
         model: the network.
         layers: what is known of its layers.
+        names: the quantities to record, in order.
+        start: makes what follows quantities that need memory beyond a flush.
         per_layer_scalars: whether curves of every layer are wanted.
 
     Attributes:
         measured: all layers measured so far, by name.
     """
 
-    def __init__(self, model: nn.Module, layers: KnownLayers, *, per_layer_scalars: bool) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: KnownLayers,
+        *,
+        names: Sequence[str],
+        start: Callable[[], Running],
+        per_layer_scalars: bool,
+    ) -> None:
         self.measured: dict[str, ScaleGroup] = {}
+        self._names, self._start, self._running = tuple(names), start, start()
+        self._settled: dict[str, LayerEquilibrium] = {}
+        self._unmatched: Mapping[str, str] = {}
+        self._told: set[str] = set()
         self._verification = Verification(model)
         self._layers, self._per_layer_scalars = layers, per_layer_scalars
         self._written: dict[str, Verdict] = {}
@@ -53,8 +74,23 @@ class Evaluation:
         claimed = {layer.name for layer in (*claims.weights.groups, *claims.joint)}
         return {name: verdict for name, verdict in self._verification.verdicts.items() if name in claimed}
 
-    def drain(self, taps: Sequence[OptimizerTap]) -> Recording | None:
-        """One recording of all that the taps hold; ``None`` if they hold nothing."""
+    def start_anew(self) -> None:
+        """Forget the paths so far: the tracker starts again."""
+        self._running = self._start()
+
+    def equilibrium(self, remaining: int | None = None) -> dict[str, LayerEquilibrium]:
+        """How far each invariant layer is from its equilibrium, by name; see :class:`Running`."""
+        found = {name: self._running.equilibrium(name, remaining) for name in self.measured}
+        return {name: state for name, state in found.items() if state is not None}
+
+    def drain(self, taps: Sequence[OptimizerTap], unmatched: Mapping[str, str] | None = None) -> Recording | None:
+        """One recording of all that the taps hold; ``None`` if they hold nothing.
+
+        Args:
+            taps: all of them.
+            unmatched: why a parameter has no reference to measure drift from, by name.
+        """
+        self._unmatched = unmatched or {}
         mixed: set[str] = set()
         parts = [part for tap in taps if (part := self._evaluate(tap, mixed)) is not None]
         if not parts:
@@ -71,15 +107,16 @@ class Evaluation:
             return None
         data, host = drained
         layers = tap.plan.layers
-        products = inner_products(data, host, tap.plan, tap.direction)
-        table = per_layer(evaluate(products, _NAMES), layers)
-        mixed |= mixed_rates(host, tap.plan)
+        collected = collect(data, host, tap.plan, tap.direction, tap.columns)
+        table = self._table(collected, tap)
+        mixed |= collected.mixed_rates
         self.measured |= {layer.name: layer for layer in layers}
-        self._verification.take(products, layers)
-        self._infer(products, tap.plan)
+        self._verification.take(collected.products, layers)
+        self._infer(collected.products, tap.plan)
+        self._compare_with_formula(collected.mismatch, type(tap.optimizer).__name__)
         schema = TableSchema(
             layers=tuple(layer.name for layer in layers),
-            quantities=_NAMES,
+            quantities=self._names,
             stats=STATS,
             invariant=tuple(layer.invariant for layer in layers),
             cuts=tuple((layer.axis, layer.blocks) for layer in layers),
@@ -90,6 +127,48 @@ class Evaluation:
             np.array([row.wall_time for row in host], dtype=np.float64),
             table.to(torch.float32).numpy(),
         )
+
+    def _table(self, collected: Collected, tap: OptimizerTap) -> Tensor:
+        """All quantities of all layers, float64 ``[steps, layers, quantities, stats]``."""
+        assert tap.plan is not None
+        layers, products = tap.plan.layers, collected.products
+        followed = self._running.take(collected, layers, tap.direction, type(tap.optimizer).__name__)
+        table = products.xx.new_full((len(products.xx), len(layers), len(self._names), len(STATS)), torch.nan)
+
+        def fill(rows: Sequence[int], names: Sequence[str], values: Tensor) -> None:
+            if len(rows) and names:
+                columns = torch.tensor([self._names.index(name) for name in names], device="cpu")
+                at = torch.tensor(rows, device="cpu").unsqueeze(1)
+                table[at, :, columns] = per_layer(values, layers).transpose(1, 2)
+
+        every = range(len(products.xx))
+        direct = [name for name in self._names if name in FORMULAS]
+        if direct:
+            fill(every, direct, evaluate(products, direct))
+        steadily = [name for name in self._names if name in followed and not QUANTITIES[name].rare]
+        for rows, names in (
+            (every, steadily),
+            (collected.reference.rows, [name for name in ("drift", "straightness") if name in self._names]),
+            (collected.asked.rows, [name for name in ("lost_update",) if name in self._names]),
+        ):
+            if names:
+                fill(rows, names, torch.stack([followed[name] for name in names]))
+        return table
+
+    def _compare_with_formula(self, mismatch: tuple[float, str], optimizer: str) -> None:
+        """Tell once of an optimizer whose steps are not what its formula gives."""
+        error, where = mismatch
+        if error > MISMATCH and optimizer not in self._told:
+            self._told.add(optimizer)
+            _log.warning(
+                "the steps of %s are not what lightning_sphere knows of it (they differ by %.0f %% of the step at %s): "
+                "its arithmetic is another, or something else changed gradients or weights within the step. "
+                "effective_lr, second_moment and what follows from them may be wrong; norm, angular_step and all else "
+                "that is measured is exact. lightning_sphere.directions.register says what it does",
+                optimizer,
+                100.0 * error,
+                where,
+            )
 
     def _infer(self, products: InnerProducts, plan: Plan) -> None:
         """Learn from the gradients what the graph hides, and take back what they contradict."""
@@ -116,16 +195,27 @@ class Evaluation:
     def _rows(self, mixed: set[str]) -> list[dict[str, Any]]:
         """What is known of each weight and joint set.
 
-        The rows are written again whenever they change. Residuals change at every step, so the verdicts shown are those
-        of the last time that the outcome of any changed.
+        The rows are written again whenever they change. Residuals and angles change at every step, so the verdicts and
+        distances from equilibrium shown are those of the last time that any outcome or state changed.
         """
         verdicts = self.verdicts
         if _outcomes(verdicts) != _outcomes(self._written):
             self._written = verdicts
-        return [
-            {**row, "reason": row["reason"] + (_REMARK if row["layer"] in mixed else ""), **self._verdict(row["layer"])}
-            for row in self._layers.table()
-        ]
+        states = self.equilibrium()
+        if {name: state.state for name, state in states.items()} != {
+            name: s.state for name, s in self._settled.items()
+        }:
+            self._settled = states
+
+        def described(row: dict[str, Any]) -> dict[str, Any]:
+            layer, settled = row["layer"], self._settled.get(row["layer"])
+            reason = row["reason"] + (_REMARK if layer in mixed else "")
+            if row["parameter"] in self._unmatched and "drift" in self._names:
+                reason += f"; drift unknown: {self._unmatched[row['parameter']]}"
+            equilibrium = None if settled is None else settled.describe()
+            return {**row, "reason": reason, **self._verdict(layer), "equilibrium": equilibrium}
+
+        return [described(row) for row in self._layers.table()]
 
     def _verdict(self, layer: str) -> dict[str, Any]:
         verdict = self._written.get(layer)

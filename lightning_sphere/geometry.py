@@ -9,6 +9,7 @@ Legend (Roburin et al., arXiv 2006.13382, section 3; per group, before the step 
 ``eta``                 configured learning rate (``lr`` everywhere else in the package)
 ``b``                   element-wise divisor of the update; ``nu = r |b| / sqrt(d)``
 ``c = -(nu/eta) D``     the step on the sphere's scale; ``c_perp`` its tangential part
+``a``                   the optimizer's direction before the division: ``D = -eta a/b``, less decoupled decay
 ``eta_e``               effective learning rate; ``theta = arctan(eta_e |c_perp|)`` the angular step
 ======================  ==============================================================================
 
@@ -51,6 +52,12 @@ class InnerProducts:
     """Learning rate; NaN where a group's tensors have different ones."""
     size: Float64[Tensor, " groups"]
     """``d``, entries per group, shape ``[groups]``."""
+    aa: PerGroup | None = None
+    """``<a, a>``; NaN where unknown, ``None`` where it was not asked for."""
+    ax: PerGroup | None = None
+    """``<a, x>``."""
+    ad: PerGroup | None = None
+    """``<a, D>``; ``None`` also where ``b = 1``, so that nothing is deformed."""
 
 
 def tangential_square(aa: PerGroup, ax: PerGroup, xx: PerGroup) -> PerGroup:
@@ -68,7 +75,7 @@ def angular_step(s: InnerProducts) -> PerGroup:
 
     Its floor is about ``1e-8 |D|/r``, where ``D`` is radial up to rounding of the float64 sums.
     """
-    return torch.atan2(tangential_square(s.dd, s.xd, s.xx).sqrt(), s.xx.sqrt() * (1.0 + s.xd / s.xx))
+    return angle_between(s.xx, s.xd, s.dd)
 
 
 def second_moment(s: InnerProducts) -> PerGroup:
@@ -112,6 +119,39 @@ def invariance_residual(s: InnerProducts) -> PerGroup:
     return s.gx.abs() / (s.gg * s.xx).sqrt()
 
 
+def deformation_angle(s: InnerProducts) -> PerGroup:
+    """Angle between the tangential parts of ``a`` and ``a/b``, in radians: the first phenomenon.
+
+    ``(a/b)_perp`` is ``-D_perp`` up to its length, for decoupled decay is radial. NaN where one of them is zero.
+    """
+    if s.aa is None or s.ax is None:
+        return torch.full_like(s.xx, torch.nan)
+    a, d = tangential_square(s.aa, s.ax, s.xx), tangential_square(s.dd, s.xd, s.xx)
+    if s.ad is None:
+        return torch.where(a > 0, 0.0, torch.nan)
+    along = s.ax * s.xd / s.xx - s.ad
+    across = (a * d - along * along).clamp_min(0.0).sqrt()
+    return torch.where((a > 0) & (d > 0), torch.atan2(across, along), torch.nan)
+
+
+def momentum_radial_fraction(s: InnerProducts) -> PerGroup:
+    """``<a,u>/|a|``: the second phenomenon; NaN where ``a`` is zero."""
+    if s.aa is None or s.ax is None:
+        return torch.full_like(s.xx, torch.nan)
+    return s.ax / (s.aa * s.xx).sqrt()
+
+
+def angle_between(x0x0: PerGroup, x0e: PerGroup, ee: PerGroup) -> PerGroup:
+    """Angle between ``x0`` and ``x0 + E`` in radians, as :func:`angular_step` takes that of one step.
+
+    Args:
+        x0x0: ``<x0, x0>``.
+        x0e: ``<x0, E>``.
+        ee: ``<E, E>``.
+    """
+    return torch.atan2(tangential_square(ee, x0e, x0x0).sqrt(), x0x0.sqrt() * (1.0 + x0e / x0x0))
+
+
 FORMULAS = {
     "norm": norm,
     "angular_step": angular_step,
@@ -122,8 +162,10 @@ FORMULAS = {
     "radius_growth": radius_growth,
     "invariance_residual": invariance_residual,
     "second_moment": second_moment,
+    "deformation_angle": deformation_angle,
+    "momentum_radial_fraction": momentum_radial_fraction,
 }
-"""Formula by name of the quantity (see :mod:`lightning_sphere.quantities`)."""
+"""Formula by name of each quantity that one step's sums give (see :mod:`lightning_sphere.quantities`)."""
 
 
 def evaluate(s: InnerProducts, names: Sequence[str]) -> Float64[Tensor, "quantities steps groups"]:

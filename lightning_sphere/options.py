@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from os import PathLike
@@ -11,7 +11,13 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from lightning_sphere.checkpoints import check_reference
+from lightning_sphere.directions import UNKNOWN, direction_of
 from lightning_sphere.given import TAKES, Groups, checked
+from lightning_sphere.quantities import CORE, PHENOMENA, QUANTITIES
+
+SELECTION = "'core', 'full', or a sequence of names of quantities"
+"""What an argument that selects quantities takes."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +32,17 @@ class Options:
     include: tuple[str, ...] | None = None
     exclude: tuple[str, ...] | None = None
     groups: Groups | None = None
+    quantities: tuple[str, ...] = "core"  # type: ignore[assignment]  # turned into names
+    drift_from: Any = None
     per_layer_scalars: bool = False
     device_budget_mb: float = 64.0
     strict: bool = False
 
     def __post_init__(self) -> None:
         check_count("every_n_steps", self.every_n_steps)
+        object.__setattr__(self, "quantities", selected_quantities(self.quantities))
+        if self.drift_from is not None:
+            check_reference(self.drift_from)
         check_flag("per_layer_scalars", self.per_layer_scalars)
         check_flag("strict", self.strict)
         if isinstance(self.device_budget_mb, bool) or not isinstance(self.device_budget_mb, (int, float)):
@@ -87,6 +98,28 @@ def _patterns(argument: str, value: Any) -> tuple[str, ...]:
     return tuple(values)
 
 
+def selected_quantities(value: Any) -> tuple[str, ...]:
+    """The names of the quantities that an argument selects, in recorded order.
+
+    Args:
+        value: ``"core"``, ``"full"``, or names of quantities.
+
+    Raises:
+        TypeError, ValueError: for anything else, naming the argument ``quantities``, what it takes and what it got.
+    """
+    if isinstance(value, str):
+        if value not in ("core", "full"):
+            raise ValueError(f"quantities takes {SELECTION}, got {value!r}")
+        return tuple(quantity.name for quantity in (CORE if value == "core" else CORE + PHENOMENA))
+    if not isinstance(value, Collection) or not all(isinstance(name, str) for name in value):
+        raise TypeError(f"quantities takes {SELECTION}, got {value!r}")
+    unknown = sorted(set(value) - set(QUANTITIES))
+    if unknown or not value:
+        got = ", ".join(map(repr, unknown)) if unknown else "none"
+        raise ValueError(f"quantities takes {SELECTION} ({', '.join(QUANTITIES)}), got {got}")
+    return tuple(name for name in QUANTITIES if name in value)
+
+
 def check_count(argument: str, value: Any) -> None:
     """Raise unless the value is a positive integer."""
     if isinstance(value, bool) or not isinstance(value, int):
@@ -123,3 +156,9 @@ def check_outlets(log_dir: Any, writer: Any, sinks: Any, position: Any) -> None:
         raise TypeError(f"sinks takes a sequence of objects with write(recording) and close(), got {sinks!r}")
     if position is not None and not callable(position):
         raise TypeError(f"position takes a function, got {position!r}")
+
+
+def applicable(names: Sequence[str], optimizers: Sequence[Optimizer]) -> tuple[str, ...]:
+    """Some quantities without those that are of SGD alone, where no optimizer is SGD."""
+    without = all((direction_of(optimizer) or UNKNOWN).radius is None for optimizer in optimizers)
+    return tuple(name for name in names if not (without and name == "adam_equivalence"))

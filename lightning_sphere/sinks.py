@@ -53,8 +53,9 @@ class History:
         self.schema = recording.schema
         self.steps += len(recording)
         medians = recording.table[..., MEDIAN]
-        norm = recording.schema.quantities.index("norm")
-        for index, layer in enumerate(recording.schema.layers):
+        names = recording.schema.quantities
+        norm = names.index("norm") if "norm" in names else None
+        for index, layer in enumerate(recording.schema.layers if norm is not None else ()):
             if layer not in self.first_norm:
                 known = medians[:, index, norm]
                 known = known[~np.isnan(known)]

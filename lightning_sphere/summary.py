@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_sphere.groups import ScaleGroup
+from lightning_sphere.settling import LayerEquilibrium, told_of_all
 from lightning_sphere.sinks import History
 from lightning_sphere.verdict import Verdict
 
@@ -31,6 +32,9 @@ UNKNOWN = "-"
 
 NUMBER_COLUMNS = 49
 """Width of all columns but name and shape, separators included."""
+
+SHOWN = ("norm", "angular_step", "effective_lr", "invariance_residual")
+"""The quantities that the table shows."""
 
 NAMED = 5
 """So many layers of one verdict are named below the table."""
@@ -63,6 +67,8 @@ class LayerSummary:
     """How many tensors make it."""
     verdict: Verdict | None = None
     """What the gradients say of its invariance; ``None`` where none is claimed."""
+    equilibrium: LayerEquilibrium | None = None
+    """How far it is from rotational equilibrium; ``None`` where it is not invariant."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,7 @@ class RunSummary:
                 style=dim,
             )
         head, legend = Text(self._title(), style="bold"), Text(self._legend(), style="dim")
-        return Group(head, *self._hint(), "", table, "", *self._verdicts(width), legend)
+        return Group(head, *self._hint(), "", table, "", *self._verdicts(width), *self._equilibrium(), legend)
 
     def print(self, log_dir: str | PathLike[str] | None = None, console: Console | None = None) -> None:
         """Print the table and, where events were written, the command that opens them.
@@ -161,6 +167,13 @@ class RunSummary:
                 yield Text(f"  and {len(rows) - NAMED} more", style="yellow")
             yield Text("")
 
+    def _equilibrium(self) -> Iterator[Text]:
+        """How far all layers are from equilibrium, in a few words."""
+        told = told_of_all([row.equilibrium for row in self.layers if row.equilibrium is not None])
+        if told:
+            yield Text(told)
+            yield Text("")
+
     def _legend(self) -> str:
         joint = any(row.kind == "joint" for row in self.layers)
         return (
@@ -174,7 +187,10 @@ class RunSummary:
 
 
 def summarize(
-    history: History, layers: Sequence[ScaleGroup], verdicts: Mapping[str, Verdict] | None = None
+    history: History,
+    layers: Sequence[ScaleGroup],
+    verdicts: Mapping[str, Verdict] | None = None,
+    equilibrium: Mapping[str, LayerEquilibrium] | None = None,
 ) -> RunSummary:
     """Reduce the last recorded steps to one row per layer.
 
@@ -182,6 +198,7 @@ def summarize(
         history: what was recorded.
         layers: what is known of the layers, for shapes and kinds.
         verdicts: what the gradients say of them, by name of the layer.
+        equilibrium: how far they are from equilibrium, by name.
     """
     recent, schema = history.recent(), history.schema
     if schema is None or not len(recent):
@@ -189,7 +206,8 @@ def summarize(
     known = {layer.name: layer for layer in layers}
     rows = []
     for index, name in enumerate(schema.layers):
-        last = {quantity: _median(recent[:, index, q]) for q, quantity in enumerate(schema.quantities)}
+        known_now = {quantity: _median(recent[:, index, q]) for q, quantity in enumerate(schema.quantities)}
+        last = {name: known_now.get(name, math.nan) for name in SHOWN}
         first = history.first_norm.get(name, math.nan)
         rows.append(
             LayerSummary(
@@ -204,6 +222,7 @@ def summarize(
                 reason=known[name].reason if name in known else "",
                 tensors=len(known[name].parts) if name in known else 1,
                 verdict=(verdicts or {}).get(name),
+                equilibrium=(equilibrium or {}).get(name),
             )
         )
     return RunSummary(tuple(rows), history.steps, len(recent))

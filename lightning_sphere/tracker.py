@@ -13,18 +13,23 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import Self
 
 from lightning_sphere.calls import CompiledCalls
+from lightning_sphere.checkpoints import Source, load_reference, match
 from lightning_sphere.claims import given_groups
-from lightning_sphere.directions import direction_of
+from lightning_sphere.directions import direction_of, unknown_optimizer
 from lightning_sphere.discovery import Discovery
 from lightning_sphere.discovery.graph import tensors_in
 from lightning_sphere.evaluation import Evaluation
 from lightning_sphere.given import Groups
 from lightning_sphere.guard import Guard
 from lightning_sphere.layers import KnownLayers, known_names
+from lightning_sphere.measurement.reference import ReferenceWeights
 from lightning_sphere.measurement.tap import OptimizerTap
-from lightning_sphere.options import Options, check_count, check_outlets, optimizers_in
+from lightning_sphere.options import Options, applicable, check_count, check_outlets, optimizers_in
 from lightning_sphere.outputs import OutputsHook
+from lightning_sphere.quantities import sums_of
 from lightning_sphere.recording import Sink
+from lightning_sphere.running import Running
+from lightning_sphere.settling import LayerEquilibrium
 from lightning_sphere.signals import exit_on_sigterm
 from lightning_sphere.sinks import History
 from lightning_sphere.summary import RunSummary, summarize
@@ -54,10 +59,16 @@ class SphereTracker:
         exclude: the same, to leave out. ``None`` leaves out nothing.
         groups: what is invariant, in place of discovery: a sequence of :class:`~lightning_sphere.ScaleGroup`, or a
             function that maps the model to one. All other weights are measured as not invariant.
+        quantities: what to record: ``"core"``, ``"full"`` (also Adam's deformation and radial terms, which costs some
+            more per step), or names of quantities.
+        drift_from: the weights that ``drift`` is measured from: a checkpoint's path, a mapping of names to tensors, or
+            a module. ``None`` takes those before the first measured step.
         per_layer_scalars: also write one scalar per layer and quantity.
         device_budget_mb: memory on the device for what waits to be written, in MiB; a full buffer is written earlier.
         strict: raise failures of the tracker instead of warning and switching it off.
         sinks: further places to put recordings: objects with ``write(recording)`` and ``close()``.
+        total_steps: how many steps the run will have, if that is known; it tells which layers will not reach their
+            equilibrium.
         position: maps the number of steps that an optimizer has taken to its place on the x axis. The default counts
             the steps of the optimizer that has taken most, from 0: the others join the row of its latest step.
 
@@ -87,10 +98,13 @@ class SphereTracker:
         include: str | Sequence[str] | None = None,
         exclude: str | Sequence[str] | None = None,
         groups: Groups | None = None,
+        quantities: str | Sequence[str] = "core",
+        drift_from: Source | None = None,
         per_layer_scalars: bool = False,
         device_budget_mb: float = 64.0,
         strict: bool = False,
         sinks: Sequence[Sink] = (),
+        total_steps: int | None = None,
         position: Callable[[int], int] | None = None,
     ) -> None:
         self.options = Options(
@@ -98,11 +112,15 @@ class SphereTracker:
             include=include,  # type: ignore[arg-type]  # Options turns a single name into a tuple
             exclude=exclude,  # type: ignore[arg-type]
             groups=groups,
+            quantities=quantities,  # type: ignore[arg-type]  # Options turns the word into names
+            drift_from=drift_from,
             per_layer_scalars=per_layer_scalars,
             device_budget_mb=device_budget_mb,
             strict=strict,
         )
         check_count("flush_every_n_steps", flush_every_n_steps)
+        if total_steps is not None:
+            check_count("total_steps", total_steps)
         optimizers = optimizers_in(optimizer)
         check_outlets(log_dir, writer, sinks, position)
         if not isinstance(model, nn.Module):
@@ -118,7 +136,17 @@ class SphereTracker:
         """Contains failures of this tracker and of those who drive it."""
         given = given_groups(self.options.groups, model)
         self._layers = KnownLayers(model, self.options, given, optimizers)
-        self._evaluation = Evaluation(model, self._layers, per_layer_scalars=per_layer_scalars)
+        self._total_steps = total_steps
+        self._unmatched: dict[str, str] = {}
+        self._reference: ReferenceWeights | None = self._reference_weights()
+        names = self.options.quantities
+        self._evaluation = Evaluation(
+            model,
+            self._layers,
+            names=applicable(names, optimizers) if isinstance(quantities, str) else names,
+            start=lambda: Running(every_n_steps=every_n_steps, from_start=drift_from is None),
+            per_layer_scalars=per_layer_scalars,
+        )
         self._expected: list[Optimizer] = []
         self._at: int | None = None
         self._entered = False
@@ -134,12 +162,21 @@ class SphereTracker:
                 before=self._before_step,
                 after=self._after_step,
                 guard=self.guard,
+                wanted=sums_of(self.options.quantities),
+                reference=lambda: self._reference or ReferenceWeights(),
                 every_n_steps=every_n_steps,
                 rows=flush_every_n_steps,
                 budget_mb=self.options.device_budget_mb,
             )
             for item in optimizers
         ]
+
+    def _reference_weights(self) -> ReferenceWeights:
+        """The weights that drift is measured from, where it is measured."""
+        if self.options.drift_from is None or "reference" not in sums_of(self.options.quantities):
+            return ReferenceWeights()
+        found, self._unmatched = match(load_reference(self.options.drift_from), self.model)
+        return ReferenceWeights(found)
 
     # ------------------------------------------------------------------ life
 
@@ -165,18 +202,18 @@ class SphereTracker:
     def start(self) -> None:
         """Attach to the optimizers."""
         with self.guard.watching("opening the log"):
+            if self._reference is None:  # started again: a new path, from where the weights are now
+                self._reference = self._reference_weights()
+                self._evaluation.start_anew()
             if self._writer is not None or self._log_dir is not None:
                 self._sinks.append(open_sink(self._writer, self._log_dir))
         with self.guard.watching("looking for compiled modules"):
             self._calls = CompiledCalls(self.model, lambda: self.wants_loss)
         for tap in self._taps:
             tap.attach()
-            if direction_of(tap.optimizer) is None:
-                _log.warning(
-                    "%s is not known to lightning_sphere: effective_lr and second_moment treat its step as lr * a "
-                    "(divisor b = 1); norm, angular_step and the others are exact",
-                    type(tap.optimizer).__name__,
-                )
+        unknown = [tap.optimizer for tap in self._taps if direction_of(tap.optimizer) is None]
+        for message in dict.fromkeys(map(unknown_optimizer, unknown)):
+            _log.warning("%s", message)
 
     def close(self) -> None:
         """Write what is recorded and detach. May be called again."""
@@ -190,6 +227,7 @@ class SphereTracker:
         self.flush()
         for tap in self._taps:
             tap.release()
+        self._reference = None
         for sink in self._sinks:
             with self.guard.watching("closing the log"):
                 sink.close()
@@ -281,7 +319,7 @@ class SphereTracker:
         """Evaluate what is recorded and give it to the sinks."""
         with self.guard.watching("evaluating and writing recorded steps"):
             claims = self._layers.claims
-            recording = self._evaluation.drain(self._taps)
+            recording = self._evaluation.drain(self._taps, self._unmatched)
             if recording is not None:
                 for sink in self._sinks:
                     sink.write(recording)
@@ -297,7 +335,8 @@ class SphereTracker:
 
     def summary(self) -> RunSummary:
         """One row per layer: the state at the end of what was recorded so far (call it after a flush)."""
-        return summarize(self.history, list(self._evaluation.measured.values()), self.verdicts)
+        measured = list(self._evaluation.measured.values())
+        return summarize(self.history, measured, self.verdicts, self.equilibrium)
 
     @property
     def verdicts(self) -> dict[str, Verdict]:
@@ -306,6 +345,15 @@ class SphereTracker:
         Layers of which nothing is claimed have no verdict; before the first flush there is none.
         """
         return self._evaluation.verdicts
+
+    @property
+    def equilibrium(self) -> dict[str, LayerEquilibrium]:
+        """How far each invariant layer is from rotational equilibrium, by name, as of the last flush.
+
+        The prediction is that of the present learning rate and weight decay (Kosson et al., arXiv 2305.17212).
+        """
+        taken = max(tap.steps_seen for tap in self._taps)
+        return self._evaluation.equilibrium(None if self._total_steps is None else max(0, self._total_steps - taken))
 
     def print_summary(self) -> None:
         """Print :meth:`summary` as a table, and how to open TensorBoard."""

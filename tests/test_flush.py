@@ -86,9 +86,9 @@ def test_the_budget_bounds_the_memory_and_so_the_steps_per_flush(rows: int, flus
             optimizer.zero_grad()
             cross_entropy(net(images), classes).backward()
             optimizer.step()
-            ring = tracker._taps[0]._ring
-            assert ring is not None
-            assert ring.data.nbytes <= budget * 2**20
+            meter = tracker._taps[0]._meter
+            assert meter is not None
+            assert meter.ring.data.nbytes <= budget * 2**20
     assert sum(sizes) == 40
     assert len(sizes) == flushes
 

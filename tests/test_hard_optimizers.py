@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.optim import LBFGS, SGD, Adafactor, Adam, AdamW, Optimizer
+from torch.optim import LBFGS, SGD, Adam, AdamW, Optimizer
 
 from lightning_sphere import SphereTracker, read_run
 from nets import FIRST, LAST, SECOND, batches, conv_net
@@ -106,12 +106,6 @@ def test_foreign_hyperparameters_do_not_matter_to_an_unknown_optimizer(extra: st
     """Other optimizers use the names eps and betas for other things (torch's Adafactor: a pair eps)."""
     model = conv_net()
     record, watch = run(tmp_path, model, SignSGD(model.parameters(), lr=1e-2, **EXTRAS[extra]))
-    assert_recorded(record, watch, ALL, adam=False)
-
-
-def test_adafactor_is_measured(tmp_path: Path) -> None:
-    model = conv_net()
-    record, watch = run(tmp_path, model, Adafactor(model.parameters(), lr=1e-2))
     assert_recorded(record, watch, ALL, adam=False)
 
 

@@ -159,6 +159,6 @@ def test_the_callback_can_be_pickled_and_copied_after_a_fit(tmp_path: Path) -> N
 
 
 def test_two_monitors_in_one_trainer_are_refused(tmp_path: Path) -> None:
-    trainer = quiet_trainer(tmp_path, callbacks=[SphereMonitor(), SphereMonitor()])
-    with pytest.raises(ValueError, match="several SphereMonitors"):
-        trainer.fit(LitNet(), loader(count=64))
+    """They would write the same curves. Lightning itself sees to it, for both have a state in checkpoints."""
+    with pytest.raises(RuntimeError, match="more than one stateful callback of type `SphereMonitor`"):
+        quiet_trainer(tmp_path, callbacks=[SphereMonitor(), SphereMonitor()])

@@ -32,6 +32,8 @@ _HOST = torch.device("cpu")
 class Slot:
     """One tensor, cut into blocks."""
 
+    name: str
+    """The parameter's name in the model."""
     parameter: nn.Parameter
     param_group: int
     """Index into ``optimizer.param_groups``."""
@@ -165,10 +167,23 @@ class Plan:
         return _cat([torch.full((len(piece.rows),), piece.slot, device=_HOST) for piece in self.pieces])
 
     @cached_property
-    def param_group_of_segment(self) -> Tensor:
-        """int64 ``[segments]``: index of the optimizer's param group."""
-        groups = [slot.param_group for slot in self.slots]
-        return torch.tensor(groups, dtype=torch.int64, device=_HOST)[self.slot_of_segment]
+    def segments_of_slot(self) -> tuple[tuple[tuple[Piece, slice, int], ...], ...]:
+        """Per slot its pieces: where their sums stand in the ring's order, and in which bucket they are."""
+        found: list[list[tuple[Piece, slice, int]]] = [[] for _ in self.slots]
+        for number, bucket in enumerate(self.buckets):
+            start = bucket.start
+            for piece in bucket.pieces:
+                found[piece.slot].append((piece, slice(start, start + len(piece.rows)), number))
+                start += len(piece.rows)
+        return tuple(map(tuple, found))
+
+    @cached_property
+    def slots_of_layer(self) -> tuple[tuple[int, ...], ...]:
+        """Per layer and probe: the slots that its tensors are measured in."""
+        found: list[list[int]] = [[] for _ in (*self.layers, *self.probes)]
+        for use in self.uses:
+            found[use.layer].append(use.slot)
+        return tuple(map(tuple, found))
 
     @cached_property
     def size_of_segment(self) -> Tensor:
@@ -191,7 +206,8 @@ def _slots(
             slot = next((number for number in known if _makes(slots[number], layer.blocks, part.axis)), None)
             if slot is None:
                 slot = len(slots)
-                slots.append(Slot(parameters[part.parameter], param_group[part.parameter], part.axis, layer.blocks))
+                name = part.parameter
+                slots.append(Slot(name, parameters[name], param_group[name], part.axis, layer.blocks))
                 known.append(slot)
             uses.append(Use(index, slot, layer.blocks))
     return tuple(slots), tuple(sorted(uses, key=lambda use: use.layer))

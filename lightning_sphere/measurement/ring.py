@@ -1,7 +1,7 @@
 """The ring on the device: sums of the last steps, waiting for the flush.
 
 Row ``k`` of ``data`` holds the sums of the ``k``-th recorded step since the last flush, ``[columns, segments]``, in the
-order of :data:`COLUMNS`. What the host already knows (step number, wall time, hyperparameters) is kept beside it in
+order of its ``columns``. What the host already knows (step number, wall time, hyperparameters) is kept beside it in
 plain lists; what an optimizer keeps as tensors (its step count, a tensor learning rate) stays a tensor until the flush.
 """
 
@@ -13,8 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-COLUMNS: tuple[str, ...] = ("xx", "gx", "gg", "xd", "dd", "v", "sqrt_v")
-"""Meaning of the columns of a row; the last two exist for optimizers with a second moment only."""
+COLUMNS: tuple[str, ...] = ("xx", "gx", "gg", "xd", "dd")
+"""Meaning of the first columns of a row."""
+
+DIVISOR: tuple[str, ...] = ("v", "sqrt_v")
+"""The columns that follow where the optimizer has a second moment."""
+
+NUMERATOR: tuple[str, ...] = ("aa", "ax", "ad")
+"""Those that come last where the direction before the division is asked for."""
 
 
 def capacity(budget_mb: float, columns: int, segments: int, wanted: int, dtype: torch.dtype) -> int:
@@ -31,10 +37,16 @@ class HostRow:
     """Position on the user's x axis."""
     wall_time: float
     """Seconds since the epoch."""
-    hyperparameters: list[tuple[Any, ...]] = field(default_factory=list)
-    """One tuple per param group, see :data:`lightning_sphere.directions.HYPERPARAMETERS`."""
+    hyperparameters: list[dict[str, Any]] = field(default_factory=list)
+    """Numbers, and one-element tensors, by name; one mapping per param group."""
     optimizer_step: Tensor | None = None
-    """The optimizer's own count of updates, one entry per tensor, where it has one."""
+    """The optimizer's own count of updates, one entry per tensor; NaN where it has none."""
+    reference: Tensor | None = None
+    """``<x0, x0>, <x0, E>, <E, E>`` with ``E`` the weights after the step less the reference ``x0``,
+    ``[3, segments]``; measured now and then."""
+    asked: Tensor | None = None
+    """What the optimizer's formula asks for against what happened, see
+    :func:`lightning_sphere.measurement.asked.asked`, ``[4, segments]``; measured now and then."""
     skipped: bool = False
     """Whether the step had no arithmetic (a loss scaler skipped it)."""
 
@@ -44,14 +56,17 @@ class Ring:
 
     Args:
         rows: steps that fit.
-        columns: sums per segment.
+        columns: names of the sums per segment.
         segments: segments of the plan.
         device: where the weights are.
         dtype: precision of the sums.
     """
 
-    def __init__(self, rows: int, columns: int, segments: int, device: torch.device, dtype: torch.dtype) -> None:
-        self.data = torch.full((rows, columns, segments), torch.nan, dtype=dtype, device=device)
+    def __init__(
+        self, rows: int, columns: tuple[str, ...], segments: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.columns = columns
+        self.data = torch.full((rows, len(columns), segments), torch.nan, dtype=dtype, device=device)
         self.host: list[HostRow] = []
 
     def __len__(self) -> int:

@@ -24,16 +24,17 @@ class Scratch:
 
     Args:
         plan: the largest of its buckets decides the size.
+        matrices: how many matrices of that size are used at a time.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, matrices: int = 2) -> None:
         size = max((bucket.shape[0] * bucket.shape[1] for bucket in plan.buckets), default=0)
         dtype = accumulation_dtype(plan.device)
-        self._wide = torch.empty(2, size, dtype=dtype, device=plan.device)
+        self._wide = torch.empty(matrices, size, dtype=dtype, device=plan.device)
         self._narrow = torch.empty(size, dtype=torch.float32, device=plan.device)
 
     def wide(self, number: int, bucket: Bucket) -> Tensor:
-        """Matrix number 0 or 1 of a bucket's shape, in the precision of the sums."""
+        """Matrix number 0, 1 ... of a bucket's shape, in the precision of the sums."""
         rows, length = bucket.shape
         return self._wide[number, : rows * length].view(rows, length)
 
@@ -123,6 +124,19 @@ def second_moment(plan: Plan, row: Tensor, scratch: Scratch, moments: Sequence[T
         root = scratch.wide(0, bucket).copy_(gather(bucket, v, scratch.narrow(bucket)).sqrt_())
         row_square(root, row[5, bucket.span])
         torch.sum(root, dim=1, out=row[6, bucket.span])
+
+
+def numerator(
+    plan: Plan, row: Tensor, scratch: Scratch, copies: Sequence[Tensor], directions: Sequence[Tensor | None]
+) -> None:
+    """Write ``aa, ax, ad`` into the last three columns: ``a`` is the optimizer's direction before its division."""
+    a, w = as_matrices(plan.slots, directions), weights(plan)
+    for bucket, copy in zip(plan.buckets, copies, strict=True):
+        x, direction = scratch.wide(0, bucket).copy_(copy), gather(bucket, a, scratch.wide(1, bucket))
+        displacement = gather(bucket, w, scratch.wide(2, bucket)).sub_(x)
+        row_square(direction, row[-3, bucket.span])
+        row_dot_(x, direction, row[-2, bucket.span])
+        row_dot_(displacement, direction, row[-1, bucket.span])
 
 
 def unscale(row: Tensor, scale: Tensor) -> None:
