@@ -50,6 +50,19 @@ def test_discover_shows_every_weight() -> None:
         assert sum(line.startswith(f"{name} ") for line in shown.splitlines()) == 1
 
 
+def test_equilibrium(tmp_path: Path) -> None:
+    drawing = tmp_path / "drawing.html"
+    shown = output_of("04_equilibrium.py", "--steps", "20", "--runs", str(tmp_path), "--out", str(drawing))
+    for name in ("AdamW", "SGD"):
+        told = shown.partition(f"{name}, weight decay")[2].splitlines()[1:10]
+        assert len([line for line in told if " deg per step, " in line]) == 9
+        assert read_run(tmp_path / f"equilibrium_{name.lower()}").values.shape[:2] == (20, 10)
+    assert f"drawn: {drawing}" in shown
+    page = drawing.read_text()
+    assert "angle per step (degrees)" in page
+    assert "block3.conv2" in page
+
+
 @pytest.mark.slow
 def test_digits_reach_the_accuracy_that_is_promised(tmp_path: Path) -> None:
     command = [sys.executable, str(EXAMPLES / "01_digits_resnet.py"), "--runs", str(tmp_path)]
