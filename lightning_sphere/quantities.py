@@ -188,7 +188,8 @@ CORE: tuple[Quantity, ...] = (
         "r'^4 / R, R <- (1 - lr wd)^4 R + 2 lr^2 (1 - lr wd)^2 |grad L(u)|^2",
         "SGD on a normalized weight is Adam on the sphere: the norm to the fourth plays the second moment. R is "
         "followed from the gradients alone; 1 says that it holds. With momentum (lr then stands for "
-        "lr / (1 - momentum)) it holds on average: above 1, successive gradients agree. Recorded for SGD.",
+        "lr / (1 - momentum)) it holds on average: above 1, successive gradients agree. Recorded for SGD; unknown "
+        "where every_n_steps leaves out gradients.",
         ("xx", "xd", "dd", "gx", "gg"),
     ),
     _quantity(
@@ -235,7 +236,7 @@ CORE: tuple[Quantity, ...] = (
         "sum of |P_i| where D_i = 0 / sum of |P_i|",
         "Of all the movement that the optimizer asked for, the share asked of entries that did not move at all: "
         "rounding discarded it. Near 0 in float32; towards 1 with bfloat16 weights and a small lr, where training "
-        "stands still.",
+        "stands still. Unknown for optimizers that are not known.",
         ("asked",),
         rare=True,
     ),

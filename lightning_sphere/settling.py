@@ -80,19 +80,18 @@ def told_of_all(states: Sequence[LayerEquilibrium]) -> str:
     known = [state for state in states if state.state != "unknown"]
     if not known:
         reasons = sorted({state.reason for state in states})
-        return f"equilibrium: not predicted: {'; '.join(reasons)}" if reasons else ""
+        return f"no equilibrium of gradients and decay is predicted: {'; '.join(reasons)}" if reasons else ""
     settled = [state for state in known if state.state == "settled"]
     others = [state for state in known if state.state != "settled"]
-    told = f"equilibrium: {len(settled)} of {len(known)} layers settled"
+    told = f"gradients and weight decay are in equilibrium in {len(settled)} of {len(known)} layers"
     if settled:
-        told += f", at {_span([state.ratio for state in settled], times_of)} x the predicted angle"
+        told += f" (turning {_span([state.ratio for state in settled], times_of)} x as far per step as predicted)"
     if others:
-        more = _span([state.steps_to_go for state in others], count)
+        low, high = (chosen(state.steps_to_go for state in others) for chosen in (min, max))
+        more = in_steps(high) if count(low) == count(high) else f"{count(low)} to {in_steps(high)}"
         turning = _span([state.ratio for state in others], times_of)
-        told += (
-            f"; {'it' if len(known) == 1 else 'the others' if settled else 'they'} would take about {more} steps more, "
-            f"turning {turning} x as far as in equilibrium"
-        )
+        who = "it" if len(known) == 1 else "the others" if settled else "they"
+        told += f"; {who} would take about {more} more, now turning {turning} x as far as then"
     return told
 
 

@@ -152,12 +152,20 @@ def test_one_line_for_people(state: LayerEquilibrium, text: str) -> None:
     ("states", "text"),
     [
         ([], ""),
-        ([layer(reason="no weight decay")] * 2, "equilibrium: not predicted: no weight decay"),
-        ([layer(1.03), layer(reason="other")], "equilibrium: 1 of 1 layers settled, at 1.03 x the predicted angle"),
+        (
+            [layer(reason="no weight decay")] * 2,
+            "no equilibrium of gradients and decay is predicted: no weight decay",
+        ),
+        (
+            [layer(1.03), layer(reason="other")],
+            "gradients and weight decay are in equilibrium in 1 of 1 layers (turning 1.03 x as far per step as "
+            "predicted)",
+        ),
         (
             [layer(0.95), layer(1.4), layer(2.0, 1e-3), layer(3.1, 1e-3)],
-            "equilibrium: 2 of 4 layers settled, at 0.95 to 1.40 x the predicted angle; the others would take about "
-            "1,100 to 1,300 steps more, turning 2.0 to 3.1 x as far as in equilibrium",
+            "gradients and weight decay are in equilibrium in 2 of 4 layers (turning 0.95 to 1.40 x as far per step as "
+            "predicted); the others would take about 1,100 to 1,300 steps more, now turning 2.0 to 3.1 x as far as "
+            "then",
         ),
     ],
 )
