@@ -252,7 +252,8 @@ PHENOMENA: tuple[Quantity, ...] = (
         "0 to pi",
         "angle between a_perp and (a/b)_perp",
         "How far Adam's element-wise division turns the direction of the step away from that of its momentum; 0 for "
-        "SGD and AdamS. (The paper's first phenomenon.)",
+        "SGD and AdamS. (The paper's first phenomenon.) It is that of the step as it happened: rounding adds to it "
+        "where steps are tiny or weights have low precision.",
         ("xx", "xd", "dd", "aa"),
     ),
     _quantity(

@@ -184,7 +184,9 @@ def _rare(found: Sequence[Tensor | None], per_group: Callable[[Tensor], Tensor],
 def _mismatch(host: Sequence[HostRow], xx: Tensor, plan: Plan) -> tuple[float, str]:
     """The largest unexplained error of the formula over all steps at which it was looked at, and where."""
     worst = 0.0, ""
-    eps = [torch.finfo(slot.parameter.dtype).eps for slot in plan.slots]
+    # float16 second moments underflow in the optimizer's state, so that it no longer tells what was divided by.
+    dtypes = [slot.parameter.dtype for slot in plan.slots]
+    eps = [torch.inf if dtype == torch.float16 else torch.finfo(dtype).eps for dtype in dtypes]
     rounding = torch.tensor(eps, dtype=torch.float64, device="cpu") * 2.0
     for index, row in enumerate(host):
         if row.asked is None:

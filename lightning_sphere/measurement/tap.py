@@ -7,7 +7,9 @@ after its first call is the measuring point: gradients are final, weights are ol
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 from torch import Tensor
@@ -72,6 +74,7 @@ class OptimizerTap:
         self._rows, self._budget_mb = rows, budget_mb
         self._signature: list[list[tuple[int, bool]]] | None = None
         self._handles: list[RemovableHandle] = []
+        self._open, self._inner = False, 0
 
     def attach(self) -> None:
         """Register the two hooks."""
@@ -138,6 +141,10 @@ class OptimizerTap:
     def _pre_hook(self, _: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
         if self._guard.failure is not None:  # removing hooks while torch iterates over them would break the step
             return None
+        if self._open and calls_of_step(self.optimizer) > 1:
+            self._inner += 1
+            return None
+        self._open, self._inner = True, 0
         replaced: tuple[Any, Any] | None = None
         with self._guard.watching(_MEASURING):
             self.abandon()
@@ -164,6 +171,10 @@ class OptimizerTap:
         return measured_closure
 
     def _post_hook(self, *_: Any) -> None:
+        if self._inner:
+            self._inner -= 1
+            return
+        self._open = False
         if self._guard.failure is None:
             with self._guard.watching(_MEASURING):
                 self.after_step()
@@ -208,3 +219,18 @@ class OptimizerTap:
         """Forget a step under way."""
         if self._meter is not None:
             self._meter.abandon()
+
+
+def calls_of_step(optimizer: Optimizer) -> int:
+    """How many calls of an optimizer's ``step`` are under way.
+
+    A subclass whose ``step`` calls its base class's runs the hooks twice, once there has been an optimizer of the base
+    class: torch wraps ``step`` class by class. A step that raised leaves no trace in the hooks, but none on the stack.
+    """
+    frame: FrameType | None = sys._getframe()
+    count = 0
+    while frame is not None:
+        if frame.f_code.co_name == "wrapper" and frame.f_globals.get("__name__") == "torch.optim.optimizer":
+            count += frame.f_locals.get("self") is optimizer
+        frame = frame.f_back
+    return count
