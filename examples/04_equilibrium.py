@@ -32,8 +32,8 @@ FIRST = runpy.run_path(str(Path(__file__).with_name("01_digits_resnet.py")))
 DECAY = {"AdamW": 0.7, "SGD": 2e-3}
 """More than usual, so that the equilibrium comes soon: with a tenth of it, it takes ten times as long."""
 
-SMOOTHED = 200
-"""Steps over which drawn angles are averaged: single gradients come in bursts."""
+FADE = 0.99
+"""Of a step's weight per later step, in drawn angles: about a hundred are averaged, for gradients come in bursts."""
 
 
 def train(name: str, steps: int, log_dir: Path) -> dict[str, float]:
@@ -61,41 +61,39 @@ def train(name: str, steps: int, log_dir: Path) -> dict[str, float]:
 
 
 def mean_square_root(record: RunRecord, quantity: str) -> Curves:
-    """Root mean square over each layer's groups and the last steps, ``[steps, layers]``."""
-    square = record.values[..., record.quantities.index(quantity), record.stats.index("rms")].astype(float) ** 2
-    count = min(SMOOTHED, len(square))
-    kernel = np.ones(count) / count
-    smooth: Curves = np.sqrt(np.apply_along_axis(np.convolve, 0, square, kernel, "valid"))
-    return smooth
+    """Root mean square over each layer's groups and, fading, the steps so far; ``[steps, layers]``."""
+    total, weight, means = np.zeros(len(record.layers)), 0.0, []
+    for square in record.stat(quantity, "rms").astype(float) ** 2:
+        total, weight = FADE * total + square, FADE * weight + 1.0
+        means.append(total / weight)
+    curves: Curves = np.sqrt(np.stack(means))
+    return curves
 
 
 def draw(runs: dict[str, tuple[RunRecord, dict[str, float]]]) -> go.Figure:
     """A column for each optimizer: angles above, norms below; a color for each layer."""
-    figure = make_subplots(2, len(runs), shared_xaxes=True, column_titles=list(runs), vertical_spacing=0.06)
+    titles = [f"<b>{name}</b>: angle per step" for name in runs] + [f"<b>{name}</b>: norm" for name in runs]
+    figure = make_subplots(2, len(runs), shared_xaxes=True, subplot_titles=titles, vertical_spacing=0.1)
     for column, (record, norms) in enumerate(runs.values(), start=1):
         angle, ratio = mean_square_root(record, "angular_step"), mean_square_root(record, "equilibrium_ratio")
-        norm = record["norm"]
-        colors = dict(zip(norms, sample_colorscale("Viridis", np.linspace(0, 0.9, len(norms)).tolist()), strict=True))
-        for layer, color in colors.items():
+        colors = sample_colorscale("Viridis", np.linspace(0, 0.9, len(norms)).tolist())
+        for (layer, predicted_norm), color in zip(norms.items(), colors, strict=True):
             index = record.layers.index(layer)
-            line = {"color": color, "width": 1.5}
-            shared = {"name": layer, "legendgroup": layer}
-            predicted = angle[:, index] / ratio[:, index]
-            later, relative = record.steps[-len(angle) :], norm[:, index] / norms[layer]
-            figure.add_scatter(
-                x=later, y=np.degrees(angle[:, index]), line=line, showlegend=column == 1, **shared, row=1, col=column
-            )
-            figure.add_scatter(x=record.steps, y=relative, line=line, showlegend=False, **shared, row=2, col=column)
-        dashed = {"color": "black", "dash": "dash", "width": 2}
-        figure.add_scatter(
-            x=later, y=np.degrees(predicted), line=dashed, name="predicted", showlegend=column == 1, row=1, col=column
-        )
-        figure.add_hline(1.0, line=dashed, row=2, col=column)
-    figure.update_yaxes(type="log", tickvals=[0.1, 0.2, 0.5, 1, 2, 5])
-    figure.update_yaxes(title_text="angle per step (degrees)", row=1, col=1)
-    figure.update_yaxes(title_text="norm / predicted norm", row=2, col=1)
+            curve = {"x": record.steps, "line": {"color": color, "width": 2}, "name": layer, "legendgroup": layer}
+            figure.add_scatter(y=np.degrees(angle[:, index]), showlegend=column == 1, **curve, row=1, col=column)
+            norm = record["norm"][:, index] / predicted_norm
+            figure.add_scatter(y=norm, showlegend=False, **curve, row=2, col=column)
+        predicted = np.degrees(angle[:, index] / ratio[:, index])  # the same for all layers
+        dashed = {"x": record.steps, "line": {"color": "black", "dash": "dash", "width": 3}, "name": "<b>predicted</b>"}
+        figure.add_scatter(y=predicted, showlegend=column == 1, **dashed, row=1, col=column)
+        figure.add_scatter(y=np.ones(len(norm)), showlegend=False, **dashed, row=2, col=column)
+    ticks = [0.1, 0.2, 0.5, 1, 2, 5]
+    figure.update_yaxes(type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
+    figure.update_yaxes(title_text="degrees", row=1, col=1)
+    figure.update_yaxes(title_text="measured / predicted", row=2, col=1)
     figure.update_xaxes(title_text="optimizer steps", row=2)
-    return figure.update_layout(template="simple_white", width=1100, height=750, legend_title_text="layer")
+    margin = {"t": 50, "l": 80, "r": 20, "b": 70}
+    return figure.update_layout(template="simple_white", width=1100, height=700, font_size=16, margin=margin)
 
 
 def main() -> None:
@@ -114,8 +112,8 @@ def main() -> None:
     figure.write_html(arguments.out, include_plotlyjs=True)
     print(f"\ndrawn: {arguments.out}")
     try:
-        figure.write_image(arguments.out.with_suffix(".png"), scale=2)
-    except (ValueError, RuntimeError) as error:
+        figure.write_image(arguments.out.with_suffix(".png"))
+    except Exception as error:  # of many kinds, where kaleido or the browser is missing
         print(f"no picture beside it: {' '.join(str(error).split())}")
 
 

@@ -22,6 +22,9 @@ STILL = 0.15
 """A norm nearer than this share to where it is heading no longer moves; under decoupled decay that is the same distance
 as ``TOLERANCE``. A norm stands still for a moment where it turns back, too: beside the prediction, a third is asked."""
 
+SOON = 0.1
+"""Fewer time constants than this to go are fewer than angles are averaged over: no number of steps is told."""
+
 
 @dataclass(frozen=True)
 class LayerEquilibrium:
@@ -72,6 +75,8 @@ class LayerEquilibrium:
                 f"will not reach equilibrium within this run: it takes about {in_steps(self.steps_to_go)}, "
                 f"{self.remaining:,} are left; {turns}, {times}"
             )
+        if self.steps_to_go < SOON * self.time_constant:
+            return f"about to settle: {turns}, {times}"
         return f"reaches equilibrium in about {in_steps(self.steps_to_go)}: {turns}, {times}"
 
 

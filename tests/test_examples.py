@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,27 @@ def test_discover_shows_every_weight() -> None:
         assert sum(line.startswith(f"{name} ") for line in shown.splitlines()) == 1
 
 
+def test_sgd_is_adam_on_the_sphere(tmp_path: Path) -> None:
+    drawing = tmp_path / "drawing.html"
+    arguments = ("--steps", "10", "--runs", str(tmp_path), "--out", str(drawing))
+    shown = output_of("03_sgd_is_adam_on_the_sphere.py", *arguments)
+
+    def number(pattern: str) -> float:
+        (found,) = re.findall(pattern, shown)
+        return float(found)
+
+    assert number(r"SGD, 10 steps: .* at most ([\d.]+)%") < 1
+    turned = number(r"after both turned by (\S+) rad")
+    assert turned == pytest.approx(0.05, rel=0.5)
+    apart = [number(rf"lr {lr} +(\S+) rad(?:, .*)?\n") for lr in ("0.05", "0.025", "0.0125")]
+    assert all(big / small == pytest.approx(8, rel=0.2) for big, small in pairwise(apart))
+    assert apart[0] < 1e-6 * turned
+    assert number(r"lr 0.0125 +(\S+) rad with ReLU") > 10 * apart[2]
+    assert read_run(tmp_path / "sgd_is_adam").values.shape[:2] == (10, 10)
+    assert f"drawn: {drawing}" in shown
+    assert "from the gradients alone" in drawing.read_text()
+
+
 def test_equilibrium(tmp_path: Path) -> None:
     drawing = tmp_path / "drawing.html"
     shown = output_of("04_equilibrium.py", "--steps", "20", "--runs", str(tmp_path), "--out", str(drawing))
@@ -59,7 +82,7 @@ def test_equilibrium(tmp_path: Path) -> None:
         assert read_run(tmp_path / f"equilibrium_{name.lower()}").values.shape[:2] == (20, 10)
     assert f"drawn: {drawing}" in shown
     page = drawing.read_text()
-    assert "angle per step (degrees)" in page
+    assert "angle per step" in page
     assert "block3.conv2" in page
 
 

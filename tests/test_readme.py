@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from pathlib import Path
+from typing import cast
 
 from lightning_sphere import SphereMonitor
 from lightning_sphere.quantities import markdown_table
+from lightning_sphere.settling import LayerEquilibrium, State
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -22,6 +25,18 @@ def test_every_argument_is_described_with_its_default() -> None:
         (row,) = (line for line in section.splitlines() if line.startswith(f"| `{name}`"))
         shown = f"{parameter.default:g}" if type(parameter.default) in (int, float) else f"`{parameter.default}`"
         assert f"| {shown} |" in row
+
+
+def test_the_lines_on_equilibrium_are_the_packages() -> None:
+    nan = math.nan
+    for name, state, ratio, turns, to_go in (
+        ("stem.0", "out of reach", 0.62, 0.53, 220.0),
+        ("block1.conv1", "settled", 0.93, 0.79, 0.0),
+        ("block3.shortcut.0", "transient", 0.67, 0.57, 160.0),
+    ):
+        angles = math.radians(turns), math.radians(0.85)
+        layer = LayerEquilibrium(cast(State, state), ratio, *angles, nan, nan, 238.0, to_go, remaining=200)
+        assert f"\n{name} {layer.describe()}\n" in README
 
 
 def test_pictures_and_commands_exist() -> None:

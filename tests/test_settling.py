@@ -139,8 +139,12 @@ def test_a_norm_that_nobody_predicts_leaves_the_state_known() -> None:
             "turns by 0.010 deg per step, 0.050 x the equilibrium's 0.20",
         ),
         (
-            layer(1.0, 1e-3, 150.1),
-            "reaches equilibrium in about 1 step: turns by 0.20 deg per step, 1.00 x the equilibrium's 0.20",
+            layer(1.0, 1e-3, 165.0),
+            "about to settle: turns by 0.20 deg per step, 1.00 x the equilibrium's 0.20",
+        ),
+        (
+            layer(1.0, 1e-3, 167.0),
+            "reaches equilibrium in about 18 steps: turns by 0.20 deg per step, 1.00 x the equilibrium's 0.20",
         ),
     ],
 )
