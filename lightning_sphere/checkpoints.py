@@ -139,7 +139,9 @@ def match(reference: Mapping[str, Tensor], model: nn.Module) -> tuple[dict[str, 
             reasons[name] = f"shape {tuple(candidates[0].shape)} there, {tuple(shape)} here"
         else:
             reasons[name] = "not in the checkpoint"
-    if not found:
+    # Biases alone may have the same name and shape in any two models.
+    weights = [name for name, shape in shapes.items() if len(shape) > 1]
+    if not found or (weights and found.keys().isdisjoint(weights)):
         raise ValueError(
             f"drift_from takes weights of this model; it holds none of the name and shape of a parameter: "
             f"there {_examples(reference)}; here {_examples(parameters)}"

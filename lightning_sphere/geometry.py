@@ -128,7 +128,7 @@ def deformation_angle(s: InnerProducts) -> PerGroup:
         return torch.full_like(s.xx, torch.nan)
     a, d = tangential_square(s.aa, s.ax, s.xx), tangential_square(s.dd, s.xd, s.xx)
     if s.ad is None:
-        return torch.where(a > 0, 0.0, torch.nan)
+        return torch.where(a > 0, torch.zeros_like(a), torch.nan)
     along = s.ax * s.xd / s.xx - s.ad
     across = (a * d - along * along).clamp_min(0.0).sqrt()
     return torch.where((a > 0) & (d > 0), torch.atan2(across, along), torch.nan)

@@ -21,13 +21,16 @@ together are one; ``none``: the layer is not scale-invariant and is measured for
 
 @dataclass(frozen=True)
 class GroupPart:
-    """One parameter tensor of a layer and the axis along which it is cut into the layer's blocks."""
+    """One parameter tensor of a layer and the axis along which it is cut into the layer's blocks.
+
+    Attributes:
+        parameter: name in ``model.named_parameters()``.
+        axis: dimension of the tensor, from 0 on, that is cut into ``blocks`` equal consecutive blocks; without meaning
+            for a single block.
+    """
 
     parameter: str
-    """Name in ``model.named_parameters()``."""
     axis: int = 0
-    """Dimension of the tensor, from 0 on, that is cut into ``blocks`` equal consecutive blocks; without meaning for a
-    single block."""
 
 
 @dataclass(frozen=True)
@@ -42,27 +45,29 @@ class ScaleGroup:
         weight, bias = GroupPart("conv1.weight"), GroupPart("conv1.bias")
         ScaleGroup("conv1", (weight,), blocks=64, kind="row")  # each of 64 filters, before a BatchNorm
         ScaleGroup("conv1", (weight, bias), blocks=8, kind="group")  # 8 blocks of 8 filters, before a GroupNorm
+
+    Attributes:
+        name: the layer's name for people: the module's name, or the parameter's where a module has several weights.
+        parts: the tensors; the first one is the layer's weight.
+        blocks: how many groups the layer holds; 1 where the kind is ``whole``.
+        kind: granularity of the invariance, ``none`` when there is none.
+        shape: shape of the first part's tensor; empty where several weights make one group, a joint set.
+        members: indices of the invariant blocks where only some are; ``None`` for all.
+        norm: what normalizes it: a module's name and type, or the operation.
+        reason: one short sentence: why it is, or is not, invariant.
+        eps_share: largest share that a small constant (the norm's ``eps``) had in what the norm divides by, when the
+            loss was read: 0 is ideal, 1 means that nothing is normalized. ``None`` if it is not known.
     """
 
     name: str
-    """The layer's name for people: the module's name, or the parameter's where a module has several weights."""
     parts: tuple[GroupPart, ...]
-    """The tensors; the first one is the layer's weight."""
     blocks: int
-    """How many groups the layer holds; 1 where the kind is ``whole``."""
     kind: Kind
-    """Granularity of the invariance, ``none`` when there is none."""
     shape: tuple[int, ...] = ()
-    """Shape of the first part's tensor; empty where several weights make one group, a joint set."""
     members: tuple[int, ...] | None = None
-    """Indices of the invariant blocks where only some are; ``None`` for all."""
     norm: str | None = None
-    """What normalizes it: a module's name and type, or the operation."""
     reason: str = ""
-    """One short sentence: why it is, or is not, invariant."""
     eps_share: float | None = field(default=None, compare=False)
-    """Largest share that a small constant (the norm's ``eps``) had in what the norm divides by, when the loss was read:
-    0 is ideal, 1 means that nothing is normalized. ``None`` if it is not known."""
 
     @property
     def parameter(self) -> str:

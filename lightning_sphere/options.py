@@ -16,7 +16,7 @@ from lightning_sphere.directions import UNKNOWN, direction_of
 from lightning_sphere.given import TAKES, Groups, checked
 from lightning_sphere.quantities import CORE, PHENOMENA, QUANTITIES
 
-SELECTION = "'core', 'full', or a sequence of names of quantities"
+SELECTION = "'core', 'full', or names of quantities"
 """What an argument that selects quantities takes."""
 
 
@@ -43,6 +43,8 @@ class Options:
         object.__setattr__(self, "quantities", selected_quantities(self.quantities))
         if self.drift_from is not None:
             check_reference(self.drift_from)
+            if not {"drift", "straightness"} & set(self.quantities):
+                raise ValueError("drift_from is of no use here: quantities leaves out 'drift'")
         check_flag("per_layer_scalars", self.per_layer_scalars)
         check_flag("strict", self.strict)
         if isinstance(self.device_budget_mb, bool) or not isinstance(self.device_budget_mb, (int, float)):
@@ -102,15 +104,14 @@ def selected_quantities(value: Any) -> tuple[str, ...]:
     """The names of the quantities that an argument selects, in recorded order.
 
     Args:
-        value: ``"core"``, ``"full"``, or names of quantities.
+        value: ``"core"``, ``"full"``, or the name of a quantity, or several.
 
     Raises:
         TypeError, ValueError: for anything else, naming the argument ``quantities``, what it takes and what it got.
     """
-    if isinstance(value, str):
-        if value not in ("core", "full"):
-            raise ValueError(f"quantities takes {SELECTION}, got {value!r}")
+    if isinstance(value, str) and value in ("core", "full"):
         return tuple(quantity.name for quantity in (CORE if value == "core" else CORE + PHENOMENA))
+    value = (value,) if isinstance(value, str) else value
     if not isinstance(value, Collection) or not all(isinstance(name, str) for name in value):
         raise TypeError(f"quantities takes {SELECTION}, got {value!r}")
     unknown = sorted(set(value) - set(QUANTITIES))

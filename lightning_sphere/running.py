@@ -53,6 +53,8 @@ class _Layer:
     square: Tensor
     """Weighted sum of ``|x|^2 |g|^2``, and the sum of the weights."""
     weight: Tensor
+    begun: Tensor
+    """Whether the path has begun, bool."""
     recorded: int = 0
     history: list[_Entry] = field(default_factory=list)
     norm: float = math.nan
@@ -107,8 +109,12 @@ class Running:
             return values[:, : len(layers)].repeat_interleave(blocks, dim=1)
 
         theta = angular_step(products)[:, :total]
-        path = cat("path") + self._covered(states, theta).cumsum(0)
+        known = ~theta.isnan()
+        begun = torch.cat([cat("begun").unsqueeze(0), known]).cumsum(0) > 0
+        # Each angle counts for the steps that were left out since the one before.
+        path = cat("path") + torch.where(known, theta, 0.0).mul(torch.where(begun[:-1], self._every, 1)).cumsum(0)
         keep("path", path[-1])
+        keep("begun", begun[-1])
 
         square, weight = _faded(cat("square"), cat("weight"), (products.xx * products.gg)[:, :total])
         keep("square", square[-1])
@@ -123,7 +129,7 @@ class Running:
             gain, decay = direction.radius(numbers)
             before = products.xx[:, :total]
             after = before * torch.exp(2.0 * radius_growth(products)[:, :total])
-            equivalence, fourth = _follow(fourth, before, after, 1.0 - gain * decay, gain * grad)
+            equivalence, fourth = _follow(fourth, before, after, 1.0 - gain * decay, gain, grad)
             keep("fourth", fourth)
         else:
             equivalence = torch.full_like(theta, torch.nan)
@@ -154,7 +160,7 @@ class Running:
             return None
         span = max(RECENT_STEPS, 0.0 if math.isnan(state.time_constant) else state.time_constant / self._every)
         recent = _last(state.history, state.recorded, span)
-        known = [entry for entry in recent if not math.isnan(entry.square)] or recent
+        known = [entry for entry in recent if not math.isnan(entry.square + entry.predicted)] or recent
         steps = sum(entry.steps for entry in known)
         square = sum(entry.square * entry.steps for entry in known) / steps
         predicted = sum(entry.predicted * entry.steps for entry in known) / steps
@@ -175,18 +181,10 @@ class Running:
         known = self._layers.get(layer.name)
         if known is None or (known.cut.parts, known.cut.blocks) != (layer.parts, layer.blocks):
             zeros = torch.zeros(layer.blocks, dtype=torch.float64, device="cpu")
-            known = _Layer(layer, zeros, torch.full_like(zeros, torch.nan), zeros, zeros)
+            known = _Layer(layer, zeros, torch.full_like(zeros, torch.nan), zeros, zeros, zeros > 0)
             self._layers[layer.name] = known
         known.cut = layer
         return known
-
-    def _covered(self, states: Sequence[_Layer], theta: Tensor) -> Tensor:
-        """The angles, each counted for the steps that were left out since the one before."""
-        covered = self._every * theta.nan_to_num(0.0)
-        for state, part in zip(states, torch.split(covered[0], [s.cut.blocks for s in states]), strict=True):
-            if state.recorded == 0:
-                part /= self._every
-        return covered
 
     def _predict(
         self, direction: Direction, numbers: dict[str, Tensor], size: Tensor, mean_square: Tensor, like: Tensor
@@ -237,7 +235,7 @@ class Running:
             state.predicted_norm = float(predicted.norm[last, mine][members].nanmedian())
             state.time_constant = float(predicted.time_constant[last, mine][members].nanmedian())
             numbers = {name: float(values[last, index]) for name, values in collected.numbers.items()}
-            state.reason = _why_unknown(direction, optimizer, numbers)
+            state.reason = _why_unknown(direction, optimizer, numbers) if math.isnan(state.time_constant) else ""
 
 
 def _why_unknown(direction: Direction, optimizer: str, numbers: dict[str, float]) -> str:
@@ -282,17 +280,21 @@ def _faded(total: Tensor, weight: Tensor, values: Tensor) -> tuple[Tensor, Tenso
     return torch.stack(totals), torch.stack(weights)
 
 
-def _follow(fourth: Tensor, before: Tensor, after: Tensor, keep: Tensor, turn: Tensor) -> tuple[Tensor, Tensor]:
+def _follow(
+    fourth: Tensor, before: Tensor, after: Tensor, keep: Tensor, rate: Tensor, slope: Tensor
+) -> tuple[Tensor, Tensor]:
     """``r'^4`` against the norm to the fourth that follows from the gradients (Roburin et al., SGD as AdamG*).
 
     ``R <- keep^4 R + 2 keep^2 turn^2`` with ``keep = 1 - lr wd`` and ``turn = lr |grad L(u)|``; exact up to ``lr^4``.
+    Where the rate is unknown, so is the ratio.
 
     Args:
         fourth: ``R`` so far, ``[groups]``; NaN where it begins with the first known norm.
         before: ``r^2`` before each step, ``[steps, groups]``.
         after: ``r'^2``.
         keep: see above.
-        turn: see above; NaN where a step had no gradient, and the optimizer took none.
+        rate: the learning rate.
+        slope: ``|grad L(u)|``; NaN where a step had no gradient, and the optimizer took none.
 
     Returns:
         The ratio, ``[steps, groups]``, and ``R`` after the last step.
@@ -301,8 +303,8 @@ def _follow(fourth: Tensor, before: Tensor, after: Tensor, keep: Tensor, turn: T
     for step in range(len(before)):
         fourth = torch.where(fourth.isnan(), before[step].square(), fourth)
         kept = keep[step].square()
-        moved = kept.square() * fourth + 2.0 * kept * turn[step].square()
-        fourth = torch.where(turn[step].isnan(), fourth, moved)
+        moved = kept.square() * fourth + 2.0 * kept * (rate[step] * slope[step]).square()
+        fourth = torch.where(slope[step].isnan(), fourth, moved)
         ratios[step] = after[step].square() / fourth
     return ratios, fourth
 

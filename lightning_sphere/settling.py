@@ -28,29 +28,33 @@ SOON = 0.1
 
 @dataclass(frozen=True)
 class LayerEquilibrium:
-    """One layer's distance from rotational equilibrium."""
+    """One layer's distance from rotational equilibrium.
+
+    Attributes:
+        state: ``settled``: the norm no longer moves; ``transient``: it does; ``out of reach``: it still will when the
+            run ends; ``unknown``: see ``reason``.
+        ratio: measured / predicted RMS angle; NaN where unknown.
+        measured_angle: RMS angle per step over the last recorded steps, about a time constant of them, in radians.
+        predicted_angle: RMS angle per step in equilibrium, at the learning rates of the same steps, in radians; NaN
+            where unknown.
+        measured_norm: norm of a group.
+        predicted_norm: norm of a group in equilibrium; NaN where unknown.
+        time_constant: optimizer steps in which the distance from equilibrium falls to ``1/e``; NaN where unknown.
+        steps_to_go: optimizer steps until equilibrium, at the present learning rate; 0 if settled, NaN where unknown.
+        reason: why the state is unknown; empty otherwise.
+        remaining: optimizer steps that are left in this run; ``None`` where unknown.
+    """
 
     state: State
-    """``settled``: the norm no longer moves; ``transient``: it does; ``out of reach``: it still will when the run ends;
-    ``unknown``: see ``reason``."""
     ratio: float
-    """Measured / predicted RMS angle over the last recorded steps; NaN where unknown."""
     measured_angle: float
-    """RMS angle per step, in radians."""
     predicted_angle: float
-    """RMS angle per step in equilibrium, at the present learning rate, in radians; NaN where unknown."""
     measured_norm: float
-    """Norm of a group."""
     predicted_norm: float
-    """Norm of a group in equilibrium; NaN where unknown."""
     time_constant: float
-    """Optimizer steps in which the distance from equilibrium falls to ``1/e``; NaN where unknown."""
     steps_to_go: float
-    """Optimizer steps until equilibrium, at the present learning rate; 0 if settled, NaN where unknown."""
     reason: str = ""
-    """Why the state is unknown; empty otherwise."""
     remaining: int | None = None
-    """Optimizer steps that are left in this run; ``None`` where unknown."""
 
     @property
     def agrees(self) -> bool:

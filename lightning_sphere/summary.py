@@ -80,6 +80,8 @@ class RunSummary:
     """Recorded steps in all."""
     window: int
     """How many of the last steps the numbers are medians of."""
+    failed: bool = False
+    """Whether the tool switched itself off."""
 
     def __rich__(self) -> RenderableType:
         """The table, for 80 columns and more."""
@@ -92,7 +94,12 @@ class RunSummary:
             width: columns of the terminal.
         """
         if not self.layers:
-            return Text("lightning_sphere measured nothing: no optimizer step, or no selected weight.")
+            why = (
+                "it switched itself off, see the warning above"
+                if self.failed
+                else "no optimizer step, or no selected weight"
+            )
+            return Text(f"lightning_sphere measured nothing: {why}.")
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
         for heading in ("layer", "shape", "kind"):
             table.add_column(heading, no_wrap=True)
@@ -145,7 +152,7 @@ class RunSummary:
         if any(row.kind != "none" for row in self.layers):
             return []
         example = next((row for row in self.layers if row.reason), None)
-        text = "Norm and step mean the same for them; effective lr and residual have no meaning."
+        text = "Their norm and step are what they say; their effective lr and residual have no meaning."
         if example is not None:
             text += f" For example, {example.layer}: {example.reason}. discover(loss, model).table() tells the others."
         return [Text(text)]
@@ -177,7 +184,8 @@ class RunSummary:
     def _legend(self) -> str:
         joint = any(row.kind == "joint" for row in self.layers)
         return (
-            f"Medians over each layer's rows and the last {self.window} recorded steps.\n"
+            f"Medians over each layer's rows and the last "
+            f"{f'{self.window} recorded steps' if self.window > 1 else 'recorded step'}.\n"
             "kind: what is invariant by itself: each row (filter), each group of rows, or\n"
             "the whole weight; none: nothing of it by itself (shown per row, embeddings\n"
             "as a whole). norm change: since start. step: rotation by one optimizer step.\n"

@@ -286,7 +286,9 @@ class SphereTracker:
 
     def expect_step(self, optimizer: Optimizer) -> None:
         """Say that gradients are ready for a step; :meth:`settle_step` then knows whether it happened."""
-        self._expected.append(optimizer)
+        under_way = any(tap.under_way for tap in self._taps if tap.optimizer is optimizer)
+        if not (under_way and optimizer in self._expected):  # a line search runs its closure again within one step
+            self._expected.append(optimizer)
 
     def settle_step(self) -> None:
         """Record an expected step that had no arithmetic (a loss scaler skipped it) as skipped."""

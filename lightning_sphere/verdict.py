@@ -57,28 +57,30 @@ class Verdict:
     ``contradicted``: groups change with their scale, and no ``eps`` explains it. ``eps dominates``: groups are
     invariant by structure, but not in practice, since the norm's ``eps`` is not small against the variance.
     ``verified``: of no more than one group in a hundred either can be said. ``not yet seen``: no group had a gradient.
+
+    Attributes:
+        outcome: ``verified``, ``contradicted``, ``eps dominates`` or ``not yet seen``, as the most recent steps decide.
+        groups: groups that the claim is about.
+        seen: groups that had a gradient; only they are counted below.
+        verified: groups that nothing speaks against.
+        eps_dominated: groups that the norm's ``eps`` keeps from being invariant in practice.
+        contradicted: groups that change with their scale for no reason that is known.
+        residual: residual over the most recent steps: the median over the layer's groups.
+        worst: residual over the most recent steps: the largest of the layer's groups.
+        first: residual over the first steps: the median over the layer's groups.
+        overall: residual over all steps: the median over the layer's groups.
     """
 
     outcome: Outcome
-    """``verified``, ``contradicted``, ``eps dominates`` or ``not yet seen``, as the most recent steps decide."""
     groups: int
-    """Groups that the claim is about."""
     seen: int = 0
-    """Groups that had a gradient; only they are counted below."""
     verified: int = 0
-    """Groups that nothing speaks against."""
     eps_dominated: int = 0
-    """Groups that the norm's ``eps`` keeps from being invariant in practice."""
     contradicted: int = 0
-    """Groups that change with their scale for no reason that is known."""
     residual: float = math.nan
-    """Residual over the most recent steps: the median over the layer's groups."""
     worst: float = math.nan
-    """Residual over the most recent steps: the largest of the layer's groups."""
     first: float = math.nan
-    """Residual over the first steps: the median over the layer's groups."""
     overall: float = math.nan
-    """Residual over all steps: the median over the layer's groups."""
 
     @property
     def concerned(self) -> int:

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 from torch import nn, optim
+from torch.nn.functional import cross_entropy
 
 from lightning_sphere import GroupPart, ScaleGroup, SphereMonitor, SphereTracker, read_run
 from lit import LitNet, loader, quiet_trainer
+from nets import batches
 from optimizer_watch import assert_all_recorded, expected
 from optimizer_zoo import ALL, KNOWN, NORMALIZED, Factory, net, train
 from oracle import layer_index
@@ -314,3 +316,28 @@ def test_wrong_quantities_are_refused_at_construction(wrong: Any) -> None:
     model = net()
     with pytest.raises((TypeError, ValueError), match="quantities"):
         SphereTracker(model, optim.SGD(model.parameters(), lr=0.1), quantities=wrong)
+
+
+def test_a_tracker_that_starts_again_starts_a_new_path(tmp_path: Path) -> None:
+    model = net()
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    tracker = SphereTracker(model, optimizer, tmp_path, strict=True)
+    for _ in range(2):
+        with tracker:
+            for images, classes in batches(3):
+                optimizer.zero_grad()
+                cross_entropy(model(images), classes).backward()
+                optimizer.step()
+    record = read_run(tmp_path)
+    path, turned = record["path_length"], record["angular_step"]
+    np.testing.assert_allclose(path[[0, 3]], turned[[0, 3]], rtol=1e-6)
+    assert (path[3] < path[2]).all()
+
+
+def test_the_equivalence_is_recorded_where_one_of_several_optimizers_is_sgd(tmp_path: Path) -> None:
+    model = net()
+    given = list(model.parameters())
+    train(model, [optim.SGD(given[:1], lr=0.1), optim.AdamW(given[1:])], 3, log_dir=tmp_path)
+    equivalence = read_run(tmp_path)["adam_equivalence"]
+    np.testing.assert_allclose(equivalence[:, 0], 1.0, atol=1e-3)
+    assert np.isnan(equivalence[:, 1:]).all()

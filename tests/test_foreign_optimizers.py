@@ -31,7 +31,7 @@ def test_weights_that_something_else_moves_within_the_step_are_told_of_once(
         model[7].weight.mul_(0.8)
 
     optimizer.register_step_post_hook(project)
-    watch = train(model, [optimizer], 12, log_dir=tmp_path)
+    watch = train(model, [optimizer], 52, log_dir=tmp_path)  # it is looked at twice
     assert sum("AdamW" in message for message in caplog.messages) == 1
     record = read_run(tmp_path)  # what is measured is right: the weights' displacement is all of it
     assert_all_recorded(record, watch, ALL, loose=FROM_STATE)

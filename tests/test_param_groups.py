@@ -195,7 +195,15 @@ def test_a_closure_that_clips_is_measured_with_what_it_leaves(name: str, tmp_pat
     assert_all_recorded(read_run(tmp_path), watch, ALL, loose=FROM_STATE | FORMULA, without=off)
 
 
-@pytest.mark.parametrize("factory", [partial(optim.SGD, lr=0.1), partial(optim.Adagrad, lr=1e-2, lr_decay=0.1)])
+@pytest.mark.parametrize(
+    "factory",
+    [
+        partial(optim.SGD, lr=0.1),
+        partial(optim.SGD, lr=0.1, momentum=0.9),  # whose buffer is sparse too
+        partial(optim.SGD, lr=0.1, momentum=0.9, nesterov=True),
+        partial(optim.Adagrad, lr=1e-2, lr_decay=0.1),
+    ],
+)
 def test_sparse_gradients_are_those_that_they_stand_for(factory: Factory, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Embedding(20, 6, sparse=True), nn.Linear(6, 5, bias=False), nn.BatchNorm1d(5))
@@ -213,3 +221,19 @@ def test_sparse_gradients_are_those_that_they_stand_for(factory: Factory, tmp_pa
     off = [] if factory.func is optim.SGD else ["equilibrium_ratio"]  # type: ignore[attr-defined]
     both = ["0.weight", "1.weight"]
     assert_all_recorded(read_run(tmp_path), watch, both, loose=FROM_STATE | FORMULA, without=off)
+
+
+def test_a_weight_that_moves_to_the_next_group_takes_its_rate(tmp_path: Path) -> None:
+    """The order of all parameters stays, the borders between groups do not."""
+    model = net()
+    given = list(model.parameters())
+    optimizer = optim.SGD([{"params": given[:8]}, {"params": given[8:], "lr": 1e-3}], lr=0.1)
+
+    def move(step: int) -> None:
+        if step == 3:
+            one, other = optimizer.param_groups
+            other["params"].insert(0, one["params"].pop())
+
+    assert given[7] is model.get_parameter("7.weight")
+    watch = train(model, [optimizer], 6, between=move, log_dir=tmp_path)
+    assert_all_recorded(read_run(tmp_path), watch, ALL, loose=FROM_STATE, without=["equilibrium_ratio"])

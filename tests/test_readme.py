@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import inspect
+import io
 import math
 import re
 from pathlib import Path
 from typing import cast
 
+from rich.console import Console
+
 from lightning_sphere import SphereMonitor
 from lightning_sphere.quantities import markdown_table
 from lightning_sphere.settling import LayerEquilibrium, State
+from lightning_sphere.summary import LayerSummary, RunSummary
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -37,6 +41,14 @@ def test_the_lines_on_equilibrium_are_the_packages() -> None:
         angles = math.radians(turns), math.radians(0.85)
         layer = LayerEquilibrium(cast(State, state), ratio, *angles, nan, nan, 238.0, to_go, remaining=200)
         assert f"\n{name} {layer.describe()}\n" in README
+
+
+def test_the_legend_of_the_table_is_the_packages() -> None:
+    layer = LayerSummary("stem.0", (16, 1, 3, 3), "row", 0.5, 1e-3, 0.9, 0.0, 7e-5)
+    console = Console(file=io.StringIO(), width=80, record=True)
+    RunSummary((layer,), steps=1320, window=10).print(console=console)
+    printed = "\n".join(line.rstrip() for line in console.export_text().splitlines())
+    assert printed[printed.index("Medians over") :] in README
 
 
 def test_pictures_and_commands_exist() -> None:

@@ -79,16 +79,23 @@ class StepTensors:
 
 @dataclass(frozen=True)
 class Scalars:
-    """The factors of one step; each a float64 tensor of the :data:`Numbers`' shape, or a float."""
+    """The factors of one step ``x' = x - rate * a / b - shrink * x``.
+
+    Each is a float64 tensor of the shape of the numbers that :attr:`Direction.scalars` gets, or a float.
+
+    Attributes:
+        rate: learning rate that the optimizer used.
+        shrink: share of the weight that decoupled decay takes off, such as ``lr * weight_decay``.
+        numerator: ``a`` is so many times what :attr:`Direction.numerator` gives: ``1 / (1 - beta1**step)`` for Adam.
+        root: ``b = root * sqrt(v) + offset``, where there is a second moment ``v``: ``(1 - beta2**step)**-0.5`` for
+            Adam.
+        offset: see ``root``; usually ``eps``.
+    """
 
     rate: Tensor | float
-    """Learning rate that the optimizer used."""
     shrink: Tensor | float = 0.0
-    """Part of the weight that decoupled decay takes off."""
     numerator: Tensor | float = 1.0
-    """``a`` is so many times what :attr:`Direction.numerator` gives."""
     root: Tensor | float = 1.0
-    """``b = root * sqrt(v) + offset``, where there is a second moment ``v``."""
     offset: Tensor | float = 0.0
 
 
@@ -102,30 +109,43 @@ def _rate_alone(numbers: Numbers) -> Scalars:
 
 @dataclass(frozen=True)
 class Direction:
-    """How to obtain ``a``, ``b``, rate and decay for one family of optimizers.
+    """How one family of optimizers steps: ``x' = x - rate * a / b - shrink * x``, divided element by element.
 
-    All functions must be free of host synchronization (no ``.item()``) and must not change what they are given.
+    Coupled weight decay is part of ``a``. All functions must be free of host synchronization (no ``.item()``) and must
+    not change what they are given.
+
+    Attributes:
+        hyperparameters: param group -> the numbers (or one-element tensors) that ``scalars`` needs, by name; called at
+            every step.
+        scalars: those numbers -> the :class:`Scalars` of the step; computed later, for many steps at once. The numbers
+            are float64 tensors of one shape, and four more are among them: ``step``, how often the tensor was updated,
+            this time included (NaN if the optimizer does not count); ``rms``, the root mean square of its entries
+            before the step; ``rows``, its first dimension, and ``columns``, its number of entries divided by that.
+        numerator: the tensor around the step -> ``a``, up to the factor :attr:`Scalars.numerator`, in the parameter's
+            shape; ``None`` if unknown. Of the tensor there are ``state`` and ``group`` of the optimizer, ``after`` and
+            ``weight``, the weights after and before the step, ``gradient``, ``ascent`` and ``count``
+            (:class:`StepTensors`).
+        second_moment: the same for ``v``, which gives ``b``; ``None`` where ``b = 1``.
+        reads_gradient: which of ``"numerator"`` and ``"second_moment"`` read the gradient: a copy of it is then kept
+            over the step.
+        inferred: whether ``a`` is taken from the measured displacement where it is wanted at every step: for an
+            optimizer with ``b = 1`` whose ``numerator`` costs much, or is not exact.
+        complete: whether ``-rate * a / b - shrink * x`` is the whole step: what happened is then compared with it.
+        equilibrium: numbers, entries per group, mean of ``|x|^2 |g|^2`` -> the
+            :class:`~lightning_sphere.equilibrium.Prediction`, such as ``lightning_sphere.equilibrium.adamw`` gives it;
+            ``None`` if none is known.
+        radius: for SGD alone: numbers -> the learning rate that a gradient gets in all, and the coupled weight decay.
     """
 
     hyperparameters: Callable[[Group], Mapping[str, Any]] = _lr_alone
-    """Param group -> the numbers (or one-element tensors) that :attr:`scalars` needs; called at every step."""
     scalars: Callable[[Numbers], Scalars] = _rate_alone
-    """The step's factors, computed at the flush."""
     numerator: Callable[[StepTensors], Tensor] | None = None
-    """The direction ``a`` up to the factor :attr:`Scalars.numerator`, in the parameter's shape; ``None`` if unknown."""
     second_moment: Callable[[StepTensors], Tensor] | None = None
-    """``v``, in the parameter's shape; ``None`` where ``b = 1``."""
     reads_gradient: frozenset[str] = frozenset()
-    """Which of ``"numerator"`` and ``"second_moment"`` read the gradient: a copy of it is then kept over the step."""
     inferred: bool = False
-    """Whether ``a`` is taken from the measured displacement where it is wanted at every step: for an optimizer with
-    ``b = 1`` whose :attr:`numerator` costs much, or is not exact."""
     complete: bool = True
-    """Whether ``-rate a / b - shrink x`` is the whole step: what happened is then compared with it."""
     equilibrium: Callable[[Numbers, Tensor, Tensor], Prediction] | None = None
-    """Numbers, entries per group, mean of ``|x|^2 |g|^2`` -> rotational equilibrium; ``None`` if none is known."""
     radius: Callable[[Numbers], tuple[Tensor, Tensor]] | None = None
-    """For SGD alone: the learning rate that a gradient gets in all, and the coupled weight decay."""
 
     @property
     def known(self) -> bool:
@@ -189,7 +209,7 @@ def displacement(direction: Direction, at: StepTensors, numbers: Numbers) -> Ten
     if direction.numerator is None or (not at.state and direction.second_moment is not None):
         return None
     scalars = direction.scalars(numbers)
-    wide = numbers["lr"].dtype
+    wide = numbers["rms"].dtype
     asked = direction.numerator(at).to(wide, copy=True).mul_(-scalars.rate * scalars.numerator)
     if direction.second_moment is not None:
         asked /= direction.second_moment(at).to(wide).sqrt() * scalars.root + scalars.offset

@@ -24,7 +24,7 @@ def _sgd_numerator(at: StepTensors) -> Tensor:
     momentum = at.group.get("momentum", 0.0)
     buffer = at.state.get("momentum_buffer") if momentum else None
     if buffer is not None and not at.group.get("nesterov"):
-        return torch.as_tensor(buffer)
+        return torch.as_tensor(buffer).to_dense()  # that of sparse gradients is sparse
     gradient = coupled(at)
     return gradient if buffer is None else gradient + momentum * buffer
 

@@ -19,29 +19,33 @@ class Discovery:
     """The scale-invariant groups of a model, and why each weight is, or is not, invariant.
 
     Holds names and numbers only: no tensor, no parameter, no graph. ``print()`` and notebooks show it as a table.
+
+    Attributes:
+        layers: every trainable parameter with two dimensions or more, in the model's order; kind ``none`` for what is
+            not invariant.
+        joint_sets: names of parameters that are invariant only together, without those that are parts of one layer.
+        frozen: parameters with two dimensions or more that are not trained.
+        order: names of all parameters, in the model's order.
+        reached: names of the parameters that the loss depends on.
+        way: how it was found out: ``graph`` of the loss as it is; ``traced`` where compiled modules or reentrant
+            checkpoints were looked through on tensors without numbers; ``uncompiled`` where the loss was computed for
+            it, eagerly; ``gradients`` where some weights are read by operations that can't be looked into, and were
+            judged by several steps' gradients alone.
+        hidden: names of the weights of which the graph does not show what reads them; they are not claimed to be
+            invariant.
+        joint_facts: of each of :attr:`joint_sets`: the norms that read it, and the largest share of their ``eps`` if
+            known.
     """
 
     layers: tuple[ScaleGroup, ...] = ()
-    """Every trainable parameter with two dimensions or more, in the model's order; kind ``none`` for what is not
-    invariant."""
     joint_sets: tuple[tuple[str, ...], ...] = ()
-    """Names of parameters that are invariant only together, without those that are parts of one layer."""
     frozen: tuple[ScaleGroup, ...] = ()
-    """Parameters with two dimensions or more that are not trained."""
     order: tuple[str, ...] = ()
-    """Names of all parameters, in the model's order."""
     reached: frozenset[str] = frozenset()
-    """Names of the parameters that the loss depends on."""
     way: str = "graph"
-    """How it was found out: ``graph`` of the loss as it is; ``traced`` where compiled modules or reentrant checkpoints
-    were looked through on tensors without numbers; ``uncompiled`` where the loss was computed for it, eagerly;
-    ``gradients`` where some weights are read by operations that can't be looked into, and were judged by several steps'
-    gradients alone."""
     hidden: frozenset[str] = frozenset()
-    """Names of the weights of which the graph does not show what reads them; they are not claimed to be invariant."""
 
     joint_facts: tuple[tuple[tuple[str, ...], float | None], ...] = field(default=(), compare=False)
-    """Of each of :attr:`joint_sets`: the norms that read it, and the largest share of their ``eps`` if known."""
 
     @property
     def groups(self) -> tuple[ScaleGroup, ...]:

@@ -57,7 +57,10 @@ class Around:
         if gradient is None:
             raise LookupError("a Direction's function reads the gradient; its reads_gradient must name the function")
         gradient = gradient.to_dense() if gradient.is_sparse else gradient
-        return gradient if self._scale is None else gradient / self._scale.to(gradient.device, gradient.dtype)
+        if self._scale is None:
+            return gradient
+        wide = torch.promote_types(gradient.dtype, self._scale.dtype)  # in float16 a usual scale is infinite
+        return gradient.to(wide) / self._scale.to(gradient.device, wide)
 
 
 def kept_gradients(plan: Plan) -> list[Tensor | None]:

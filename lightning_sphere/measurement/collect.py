@@ -147,6 +147,7 @@ def _numerator(
         ax = -(xd + shrink * xx) / rate
     else:
         return None, None, None
+    aa = torch.where(column["gg"].isnan(), torch.nan, aa)  # no gradient, no step
     divides = direction.has_second_moment
     return per_group(aa), per_group(ax), per_group(column["ad"] * scalars.numerator) if divides else None
 

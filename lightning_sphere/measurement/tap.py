@@ -7,6 +7,7 @@ after its first call is the measuring point: gradients are final, weights are ol
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable
 from types import FrameType
@@ -16,12 +17,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lightning_sphere.directions import UNKNOWN, Direction, direction_of
+from lightning_sphere.directions import UNKNOWN, Direction, direction_of, unknown_optimizer
 from lightning_sphere.guard import Guard
 from lightning_sphere.measurement.plan import Plan
 from lightning_sphere.measurement.reference import ReferenceWeights
 from lightning_sphere.measurement.ring import HostRow
 from lightning_sphere.measurement.step import StepMeter
+
+_log = logging.getLogger("lightning_sphere")
 
 SLACK = 8
 """Rows of the ring beyond those wanted, see :attr:`OptimizerTap.due`."""
@@ -118,6 +121,11 @@ class OptimizerTap:
         return [[(id(p), p.requires_grad) for p in group["params"]] for group in self.optimizer.param_groups]
 
     @property
+    def under_way(self) -> bool:
+        """Whether the optimizer is within its step."""
+        return self._open
+
+    @property
     def due(self) -> bool:
         """Whether it is time for a flush; room is left for other optimizers' steps at the same position."""
         if self._meter is None:
@@ -188,13 +196,28 @@ class OptimizerTap:
         if self._due():
             position = self._position(self)
             self._before(position)
-            self._prepare().before(position)
+            meter = self._prepare()
+            self._read(lambda: meter.before(position))
 
     def after_step(self) -> None:
         """Measure the new weights and the optimizer's state, and count the step."""
         self.steps_seen += 1
         if self._meter is not None:
-            self._meter.after()
+            self._read(self._meter.after)
+
+    def _read(self, measure: Callable[[], None]) -> None:
+        """Measure; an optimizer that does not keep what its family keeps is measured as an unknown one from then on."""
+        try:
+            measure()
+        except KeyError as missing:
+            if self.direction is UNKNOWN:
+                raise
+            self.abandon()
+            self._flush()  # what was read before holds
+            self.direction = UNKNOWN
+            self.replan()
+            name = type(self.optimizer).__name__
+            _log.warning("%s does not keep %s, as it should: %s", name, missing, unknown_optimizer(self.optimizer))
 
     def _prepare(self) -> StepMeter:
         """A meter with room for a step, after a new plan or a flush where one is due."""

@@ -31,7 +31,7 @@ class AdamGStar(GroupedOptimizer):
     A step of SGD with learning rate ``lr`` and L2 penalty ``weight_decay`` moves a group on the sphere, and lengthens
     it. The length divides later steps, as a second moment does. Here the point ``u`` on the sphere and the second
     moment ``v`` are stepped by themselves, the radius ``r_0`` of the group stays what it was before the first step, and
-    ``u`` follows SGD's up to errors of second order (Roburin et al., arXiv 2006.13382)::
+    ``u`` follows SGD's to second order in ``lr`` (Roburin et al., arXiv 2006.13382)::
 
         u <- normalize(u - alpha grad L(u) / sqrt(v))        v <- beta v + |grad L(u)|^2, with the gradient before
 

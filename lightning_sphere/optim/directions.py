@@ -16,11 +16,17 @@ def _hyperparameters(group: Any) -> dict[str, Any]:
     return {"lr": group["lr"], "beta1": group["betas"][0]}
 
 
+def _correction(at: StepTensors, moment: int) -> Tensor:
+    """``1 - beta^t``; the count is a float32 tensor, whose powers would lose digits here."""
+    beta: float = at.group["betas"][moment]
+    return 1.0 - beta ** torch.as_tensor(at.count).double()
+
+
 def _divisor(at: StepTensors) -> Tensor:
     """One number per group, or Adam's element by element; float64 in the parameter's shape."""
     if "divisor" in at.state:
         return torch.as_tensor(at.state["divisor"]).double().expand_as(at.after)
-    unbiased: Tensor = at.state["exp_avg_sq"].double() / (1.0 - at.group["betas"][1] ** at.count)
+    unbiased: Tensor = at.state["exp_avg_sq"].double() / _correction(at, 1)
     eps: float = at.group["eps"]
     return unbiased.sqrt() + eps
 
@@ -32,7 +38,7 @@ def _unbiased(n: Numbers) -> Tensor:
 def _transported_numerator(at: StepTensors) -> Tensor:
     """The momentum of a group has been transported since: its step tells what it was."""
     if "divisor" not in at.state:
-        return torch.as_tensor(at.state["exp_avg"].double() / (1.0 - at.group["betas"][0] ** at.count))
+        return torch.as_tensor(at.state["exp_avg"].double() / _correction(at, 0))
     moved = at.weight.double() - at.after.double()
     return moved * _divisor(at) / torch.as_tensor(at.group["lr"])
 

@@ -18,7 +18,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from lightning_sphere.tensorboard.schema import TABLE_TAG, TableSchema
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RunRecord:
     """Everything that was recorded of one run.
 
@@ -37,7 +37,7 @@ class RunRecord:
             ``verdict``, what the gradients say of the claim (verified, contradicted, eps dominates, not yet seen),
             ``verified_share``, the share of its groups that nothing speaks against, and ``residual``, the median of
             their |cos(gradient, weight)|, all three as of the last time that any verdict changed, and ``None`` where
-            nothing is claimed or seen. After the weights, one more row for each set that is invariant only together:
+            nothing is claimed or seen; and ``equilibrium``, how far the layer is from it in words. After the weights, one more row for each set that is invariant only together:
             its first tensor is the parameter, ``joint_with`` are the others.
         invariant: per layer, whether a normalization follows.
         cuts: per layer, the axis along which its weight is cut into groups, and into how many equal blocks; also for
@@ -53,6 +53,11 @@ class RunRecord:
     groups: tuple[Mapping[str, Any], ...]
     invariant: tuple[bool, ...]
     cuts: tuple[tuple[int, int], ...]
+
+    def __repr__(self) -> str:
+        """What is in it, in one line."""
+        layers = f"{len(self.layers)} layers ({sum(self.invariant)} invariant)"
+        return f"<RunRecord: {len(self.steps)} steps of {layers}; {', '.join(self.quantities)}>"
 
     def __getitem__(self, quantity: str) -> npt.NDArray[np.float32]:
         """One quantity of all layers.
