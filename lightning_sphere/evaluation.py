@@ -79,8 +79,10 @@ class Evaluation:
         self._running = self._start()
 
     def equilibrium(self, remaining: int | None = None) -> dict[str, LayerEquilibrium]:
-        """How far each invariant layer is from its equilibrium, by name; see :class:`Running`."""
-        found = {name: self._running.equilibrium(name, remaining) for name in self.measured}
+        """How far each layer is from its equilibrium, by name, where nothing contradicts that it is invariant."""
+        verdicts = self.verdicts
+        refuted = {name for name, verdict in verdicts.items() if verdict.outcome == "contradicted"}
+        found = {name: self._running.equilibrium(name, remaining) for name in self.measured if name not in refuted}
         return {name: state for name, state in found.items() if state is not None}
 
     def drain(self, taps: Sequence[OptimizerTap], unmatched: Mapping[str, str] | None = None) -> Recording | None:

@@ -2,44 +2,23 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from lightning_sphere.balance import Balance, LayerSteps, why_unpredicted
 from lightning_sphere.directions import Direction
 from lightning_sphere.equilibrium import Prediction
 from lightning_sphere.geometry import angle_between, angular_step, gradient_norm, radius_growth
 from lightning_sphere.groups import ScaleGroup
 from lightning_sphere.measurement.collect import Collected
-from lightning_sphere.settling import LayerEquilibrium, settle
+from lightning_sphere.settling import LayerEquilibrium
 
 FADE = 0.99
 """Weight, in the mean square of gradients, of a recorded step against the one after it."""
-
-RECENT_STEPS = 50
-"""Recorded steps, at least, over which angles are compared with the equilibrium's and the norm's trend is taken: one
-time constant where that is longer, for real gradients come in bursts."""
-
-KEPT = 200
-"""Entries of a layer's history, beyond which every other one is dropped."""
-
-
-@dataclass
-class _Entry:
-    """One flush of one layer."""
-
-    start: int
-    """Recorded steps before it."""
-    steps: int
-    log_norm: float
-    """Mean over the groups, before the first step."""
-    square: float
-    """Mean square of the angle, over steps and groups."""
-    predicted: float
-    """Mean square of the predicted angle."""
 
 
 @dataclass
@@ -55,14 +34,7 @@ class _Layer:
     weight: Tensor
     begun: Tensor
     """Whether the path has begun, bool."""
-    recorded: int = 0
-    history: list[_Entry] = field(default_factory=list)
-    norm: float = math.nan
-    log_norm: float = math.nan
-    """Mean after the last step."""
-    predicted_norm: float = math.nan
-    time_constant: float = math.nan
-    reason: str = ""
+    balance: Balance
 
 
 class Running:
@@ -121,7 +93,6 @@ class Running:
         keep("weight", weight[-1])
         numbers = {name: per_group(values) for name, values in collected.numbers.items()}
         predicted = self._predict(direction, numbers, products.size[:total], square / weight, theta)
-        self._remember(states, collected, theta, predicted, claimed, direction, optimizer)
 
         fourth = cat("fourth")
         if direction.radius is not None and self._every == 1:
@@ -139,13 +110,16 @@ class Running:
         rows = list(collected.reference.rows)
         straightness = drift / path[rows] if self._from_start else torch.full_like(drift, torch.nan)
         asked, unmoved, *_ = collected.asked.sums[..., :total].unbind(1)
+        lost = unmoved / asked
+        why = partial(why_unpredicted, direction, optimizer)
+        self._balance(states, collected, theta, predicted, lost, claimed, why)
         return {
             "equilibrium_ratio": torch.where(claimed, theta / predicted.angle, torch.nan),
             "adam_equivalence": torch.where(claimed, equivalence, torch.nan),
             "path_length": torch.where(theta.isnan(), torch.nan, path),
             "drift": drift,
             "straightness": straightness,
-            "lost_update": unmoved / asked,
+            "lost_update": lost,
         }
 
     def equilibrium(self, name: str, remaining: int | None) -> LayerEquilibrium | None:
@@ -156,32 +130,13 @@ class Running:
             remaining: optimizer steps left in the run, if that is known.
         """
         state = self._layers.get(name)
-        if state is None or not state.cut.invariant or not state.history:
-            return None
-        span = max(RECENT_STEPS, 0.0 if math.isnan(state.time_constant) else state.time_constant / self._every)
-        recent = _last(state.history, state.recorded, span)
-        known = [entry for entry in recent if not math.isnan(entry.square + entry.predicted)] or recent
-        steps = sum(entry.steps for entry in known)
-        square = sum(entry.square * entry.steps for entry in known) / steps
-        predicted = sum(entry.predicted * entry.steps for entry in known) / steps
-        passed = (state.recorded - recent[0].start) * self._every
-        return settle(
-            math.sqrt(predicted),
-            state.predicted_norm,
-            state.time_constant,
-            math.sqrt(square),
-            state.norm,
-            (state.log_norm - recent[0].log_norm) / passed,
-            remaining,
-            state.reason,
-            age=passed / 2,
-        )
+        return state.balance.judge(remaining) if state is not None and state.cut.invariant else None
 
     def _state(self, layer: ScaleGroup) -> _Layer:
         known = self._layers.get(layer.name)
         if known is None or (known.cut.parts, known.cut.blocks) != (layer.parts, layer.blocks):
             zeros = torch.zeros(layer.blocks, dtype=torch.float64, device="cpu")
-            known = _Layer(layer, zeros, torch.full_like(zeros, torch.nan), zeros, zeros, zeros > 0)
+            known = _Layer(layer, zeros, zeros + torch.nan, zeros, zeros, zeros > 0, Balance(self._every))
             self._layers[layer.name] = known
         known.cut = layer
         return known
@@ -194,61 +149,29 @@ class Running:
             return Prediction(unknown, unknown, unknown)
         return direction.equilibrium(numbers, size, mean_square)
 
-    def _remember(
+    def _balance(
         self,
         states: Sequence[_Layer],
         collected: Collected,
         theta: Tensor,
         predicted: Prediction,
+        lost: Tensor,
         claimed: Tensor,
-        direction: Direction,
-        optimizer: str,
+        why: Callable[[Mapping[str, float]], str],
     ) -> None:
         """Note what tells whether each layer is in equilibrium."""
         products, stop = collected.products, 0
         growth = radius_growth(products)
+        steps = (theta, predicted.angle, predicted.norm, predicted.time_constant, products.xx, growth, products.gg)
         for index, state in enumerate(states):
             start, stop = stop, stop + state.cut.blocks
-            mine = slice(start, stop)
-            members = claimed[mine]
-            taken = ~products.xx[:, mine].isnan().all(1)
-            if not taken.any() or not members.any():
-                continue
-            angle, wanted = theta[taken, mine][:, members], predicted.angle[taken, mine][:, members]
-            alive = products.gg[taken, mine][:, members] > 0  # decay alone shrinks a dead filter for ever
-            square = products.xx[taken, mine][:, members]
-            log_norm = 0.5 * torch.where(square > 0, square.log(), torch.nan)
-            entry = _Entry(
-                state.recorded,
-                int(taken.sum()),
-                _mean(log_norm[0]),
-                _mean(torch.where(alive, angle.square(), torch.nan)),
-                _mean(torch.where(alive, wanted.square(), torch.nan)),
-            )
-            state.history.append(entry)
-            if len(state.history) > KEPT:
-                state.history = state.history[:-RECENT_STEPS][::2] + state.history[-RECENT_STEPS:]
-            state.recorded += entry.steps
-            state.log_norm = _mean(log_norm[-1] + growth[taken, mine][-1, members])
-            state.norm = math.exp(_mean(log_norm[-1]))
-            last = int(taken.nonzero()[-1])
-            state.predicted_norm = float(predicted.norm[last, mine][members].nanmedian())
-            state.time_constant = float(predicted.time_constant[last, mine][members].nanmedian())
-            numbers = {name: float(values[last, index]) for name, values in collected.numbers.items()}
-            state.reason = _why_unknown(direction, optimizer, numbers) if math.isnan(state.time_constant) else ""
-
-
-def _why_unknown(direction: Direction, optimizer: str, numbers: dict[str, float]) -> str:
-    """What keeps an equilibrium from being predicted; empty where nothing does."""
-    if direction.equilibrium is None:
-        return f"no prediction is known for {optimizer}"
-    for name, what in (("lr", "learning rate"), ("weight_decay", "weight decay")):
-        value = numbers.get(name, math.nan)
-        if math.isnan(value):
-            return f"its tensors have different {what}s" if name == "lr" else f"its tensors have different {what}"
-        if value == 0.0:
-            return f"no {what}"
-    return "no prediction is known with amsgrad" if numbers.get("amsgrad") else ""
+            members = torch.arange(start, stop, device="cpu")[claimed[start:stop]]
+            taken = (~products.xx[:, start:stop].isnan().all(1)).nonzero()
+            if len(taken) and len(members):
+                last = int(taken[-1])
+                numbers = {name: float(values[last, index]) for name, values in collected.numbers.items()}
+                mine = [*(values[taken, members] for values in steps), lost[:, members]]
+                state.balance.take(LayerSteps(*mine), why(numbers))
 
 
 def _claimed(layer: ScaleGroup) -> Tensor:
@@ -307,15 +230,3 @@ def _follow(
         fourth = torch.where(slope[step].isnan(), fourth, moved)
         ratios[step] = after[step].square() / fourth
     return ratios, fourth
-
-
-def _last(history: Sequence[_Entry], recorded: int, steps: float) -> list[_Entry]:
-    """The latest entries that cover so many steps, or all."""
-    index = len(history) - 1
-    while index > 0 and recorded - history[index].start < steps:
-        index -= 1
-    return list(history[index:])
-
-
-def _mean(values: Tensor) -> float:
-    return float(values.nanmean())

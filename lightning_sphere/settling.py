@@ -25,6 +25,9 @@ as ``TOLERANCE``. A norm stands still for a moment where it turns back, too: bes
 SOON = 0.1
 """Fewer time constants than this to go are fewer than angles are averaged over: no number of steps is told."""
 
+MOST = 10_000_000
+"""Beyond so many steps, as where a schedule has brought the learning rate to nearly 0, their number says nothing."""
+
 
 @dataclass(frozen=True)
 class LayerEquilibrium:
@@ -65,23 +68,25 @@ class LayerEquilibrium:
         """One line for people, angles in degrees."""
         if self.state == "unknown":
             return f"unknown: {self.reason}"
-        turns = f"turns by {degrees(self.measured_angle)} deg per step"
+        turned = f"turned by {degrees(self.measured_angle)} deg per step (RMS)"
         times = f"{times_of(self.ratio)} x the equilibrium's {degrees(self.predicted_angle)}"
         if self.state == "settled":
             if self.agrees:
-                return f"settled: {turns}, {times}"
+                return f"settled: {turned}, {times}"
             return (
-                f"settled, at {times_of(self.ratio)} x the prediction: {turns}, predicted "
+                f"settled, at {times_of(self.ratio)} x the prediction: {turned}, predicted "
                 f"{degrees(self.predicted_angle)}"
             )
+        if self.state == "out of reach" and not self.remaining:
+            return f"did not reach equilibrium: about {in_steps(self.steps_to_go)} more are needed; {turned}, {times}"
         if self.state == "out of reach":
             return (
                 f"will not reach equilibrium within this run: it takes about {in_steps(self.steps_to_go)}, "
-                f"{self.remaining:,} are left; {turns}, {times}"
+                f"{self.remaining:,} are left; {turned}, {times}"
             )
         if self.steps_to_go < SOON * self.time_constant:
-            return f"about to settle: {turns}, {times}"
-        return f"reaches equilibrium in about {in_steps(self.steps_to_go)}: {turns}, {times}"
+            return f"about to settle: {turned}, {times}"
+        return f"reaches equilibrium in about {in_steps(self.steps_to_go)}: {turned}, {times}"
 
 
 def told_of_all(states: Sequence[LayerEquilibrium]) -> str:
@@ -92,15 +97,20 @@ def told_of_all(states: Sequence[LayerEquilibrium]) -> str:
         return f"no equilibrium of gradients and decay is predicted: {'; '.join(reasons)}" if reasons else ""
     settled = [state for state in known if state.state == "settled"]
     others = [state for state in known if state.state != "settled"]
-    told = f"gradients and weight decay are in equilibrium in {len(settled)} of {len(known)} layers"
+    layers = "1 layer is" if len(known) == 1 else f"{len(known)} layers are"
+    told = f"{len(settled) or 'none'} of {layers} in equilibrium (gradients against weight decay)"
     if settled:
-        told += f" (turning {_span([state.ratio for state in settled], times_of)} x as far per step as predicted)"
+        told += f", turning {_span([state.ratio for state in settled], times_of)} x as far per step as predicted"
     if others:
         low, high = (chosen(state.steps_to_go for state in others) for chosen in (min, max))
         more = in_steps(high) if count(low) == count(high) else f"{count(low)} to {in_steps(high)}"
         turning = _span([state.ratio for state in others], times_of)
-        who = "it" if len(known) == 1 else "the others" if settled else "they"
-        told += f"; {who} would take about {more} more, now turning {turning} x as far as then"
+        one = len(others) == 1
+        who = f"the other{'' if one else 's'}" if settled else "it" if one else "they"
+        told += (
+            f"; {who} need{'s' * one} about {more} more at the present learning rate, and turn{'s' * one} "
+            f"{turning} x as far as {'it' if one else 'they'} will then"
+        )
     return told
 
 
@@ -140,7 +150,7 @@ def settle(
     trend: float,
     remaining: int | None = None,
     reason: str = "",
-    age: float = 0.0,
+    span: float = math.inf,
 ) -> LayerEquilibrium:
     """Judge one layer by its last recorded steps.
 
@@ -159,7 +169,8 @@ def settle(
         trend: mean change of ``log r`` per step (``radius_growth``) over the same steps.
         remaining: optimizer steps that are left in the run. ``None`` where unknown: no layer is then out of reach.
         reason: why there is no prediction, if there is none; the state is then unknown.
-        age: how many steps ago the measured angle was, in the mean: half of those that it was taken over.
+        span: steps over which angle and trend were taken. What they say is of half of them ago, and a norm that stands
+            still beside the prediction for less than half a time constant may be about to move.
 
     Returns:
         The layer's state; ``unknown`` with a reason where any number but ``predicted_norm`` and ``measured_norm`` is
@@ -185,9 +196,11 @@ def settle(
     if reason:
         return result("unknown", math.nan, math.nan, reason)
     ratio = measured_angle / predicted_angle
-    if abs(trend) * time_constant <= (STILL if abs(ratio - 1.0) <= TOLERANCE else STILL / 3.0):
+    agrees = abs(ratio - 1.0) <= TOLERANCE
+    if abs(trend) * time_constant <= (STILL if agrees else STILL / 3.0) and (agrees or span >= time_constant / 2):
         return result("settled", ratio, 0.0)
-    to_go = max(0.0, steps_to_go(ratio, trend, time_constant) - age)
+    ago = span / 2 if math.isfinite(span) else 0.0
+    to_go = max(0.0, steps_to_go(ratio, trend, time_constant) - ago)
     return result("transient" if remaining is None or to_go <= remaining else "out of reach", ratio, to_go)
 
 
@@ -224,9 +237,9 @@ def significant(value: float) -> str:
 
 
 def count(steps: float) -> str:
-    """A number of steps to two significant digits, at least 1, thousands grouped."""
+    """A number of steps to two significant digits, at least 1 and at most ``MOST``, thousands grouped."""
     rounded = max(1, round(float(f"{steps:.1e}")))
-    return f"{rounded:,}" if rounded < 10**9 else f"{rounded:.0e}"
+    return f"{rounded:,}" if rounded < MOST else f"over {MOST:,}"
 
 
 def in_steps(steps: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from os import PathLike
 from typing import Any
 
@@ -176,6 +177,16 @@ class SphereTracker:
         if self.options.drift_from is None or "reference" not in sums_of(self.options.quantities):
             return ReferenceWeights()
         found, self._unmatched = match(load_reference(self.options.drift_from), self.model)
+        shapes = {name: parameter.shape for name, parameter in self.model.named_parameters()}
+        without = [name for name in self._unmatched if len(shapes[name]) > 1]
+        if without:
+            _log.warning(
+                "drift_from has no weights for %d of the model's tensors, whose drift stays unknown: %s (%s)%s",
+                len(without),
+                without[0],
+                self._unmatched[without[0]],
+                " and others" if len(without) > 1 else "",
+            )
         return ReferenceWeights(found)
 
     # ------------------------------------------------------------------ life
@@ -338,7 +349,8 @@ class SphereTracker:
     def summary(self) -> RunSummary:
         """One row per layer: the state at the end of what was recorded so far (call it after a flush)."""
         measured = list(self._evaluation.measured.values())
-        return summarize(self.history, measured, self.verdicts, self.equilibrium)
+        summary = summarize(self.history, measured, self.verdicts, self.equilibrium)
+        return replace(summary, failed=self.guard.failure is not None)
 
     @property
     def verdicts(self) -> dict[str, Verdict]:

@@ -181,7 +181,7 @@ def test_a_registered_optimizer_may_call_its_numbers_what_it_likes(
             hyperparameters=lambda group: {"eta": group["eta"], "shrinking": group["shrinking"]},
             scalars=lambda n: Scalars(rate=n["eta"]),
             numerator=_named_gradient,
-            reads_gradient=frozenset({"numerator"}),
+            reads_gradient=("numerator",),
             equilibrium=lambda n, size, square: equilibrium.sgd(
                 n["eta"], n["shrinking"], nothing, nothing, nothing, size, square
             ),
@@ -228,7 +228,7 @@ def test_an_optimizer_without_its_familys_state_is_measured_as_unknown(
     model = net()
     watch = train(model, [KeepsOther(model.parameters(), lr=1e-3)], 8, log_dir=tmp_path, quantities="full")
     assert len(caplog.messages) == 1
-    assert "KeepsOther does not keep 'exp_avg_sq'" in caplog.messages[0]
+    assert "what lightning_sphere knows of KeepsOther reads 'exp_avg_sq'" in caplog.messages[0]
     record = read_run(tmp_path)
     assert record.steps.tolist() == list(range(1, 8))  # all but the step at which it was noticed
     turns = [of_one_step(group)["angular_step"] for group in histories(record, watch, "7.weight")[0] if group][1:]

@@ -86,7 +86,7 @@ def test_an_optimizer_that_its_user_registers_is_known(tmp_path: Path, monkeypat
             scalars=lambda n: Scalars(rate=n["lr"], shrink=n["lr"] * n["weight_decay"], offset=n["eps"]),
             numerator=lambda at: at.gradient,
             second_moment=lambda at: at.state["v"],
-            reads_gradient=frozenset({"numerator"}),
+            reads_gradient=("numerator",),
         ),
     )
     monkeypatch.setitem(ORACLES, "Scaled", scaled)

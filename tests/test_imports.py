@@ -55,7 +55,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "verdict",
         "verification",
     },
-    "running": {"directions", "equilibrium", "geometry", "groups", "measurement", "settling"},
+    "balance": {"directions", "settling"},
+    "running": {"balance", "directions", "equilibrium", "geometry", "groups", "measurement", "settling"},
     "tracker": {
         "calls",
         "checkpoints",

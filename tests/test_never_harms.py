@@ -172,7 +172,7 @@ FAULTS = {
     "lightning_sphere.measurement.reference.ReferenceWeights.prepare": "measuring",
     "lightning_sphere.measurement.reference.ReferenceWeights.write": "measuring",
     "lightning_sphere.evaluation.collect": "writing",
-    "lightning_sphere.running.settle": "writing",
+    "lightning_sphere.balance.settle": "writing",
     "lightning_sphere.layers.Plan": "measuring",
     "lightning_sphere.layers.discover": "graph",
     "lightning_sphere.evaluation.per_layer": "writing",

@@ -127,24 +127,24 @@ def test_a_norm_that_nobody_predicts_leaves_the_state_known() -> None:
 @pytest.mark.parametrize(
     ("state", "text"),
     [
-        (layer(1.03), "settled: turns by 0.21 deg per step, 1.03 x the equilibrium's 0.20"),
-        (layer(1.4), "settled, at 1.40 x the prediction: turns by 0.28 deg per step, predicted 0.20"),
+        (layer(1.03), "settled: turned by 0.21 deg per step (RMS), 1.03 x the equilibrium's 0.20"),
+        (layer(1.4), "settled, at 1.40 x the prediction: turned by 0.28 deg per step (RMS), predicted 0.20"),
         (
             layer(3.1, 1e-3, 3100.0),
-            "reaches equilibrium in about 4,000 steps: turns by 0.62 deg per step, 3.1 x the equilibrium's 0.20",
+            "reaches equilibrium in about 4,000 steps: turned by 0.62 deg per step (RMS), 3.1 x the equilibrium's 0.20",
         ),
         (
             layer(0.05, -1e-3, 10000.0, remaining=5000),
             "will not reach equilibrium within this run: it takes about 69,000 steps, 5,000 are left; "
-            "turns by 0.010 deg per step, 0.050 x the equilibrium's 0.20",
+            "turned by 0.010 deg per step (RMS), 0.050 x the equilibrium's 0.20",
         ),
         (
             layer(1.0, 1e-3, 165.0),
-            "about to settle: turns by 0.20 deg per step, 1.00 x the equilibrium's 0.20",
+            "about to settle: turned by 0.20 deg per step (RMS), 1.00 x the equilibrium's 0.20",
         ),
         (
             layer(1.0, 1e-3, 167.0),
-            "reaches equilibrium in about 18 steps: turns by 0.20 deg per step, 1.00 x the equilibrium's 0.20",
+            "reaches equilibrium in about 18 steps: turned by 0.20 deg per step (RMS), 1.00 x the equilibrium's 0.20",
         ),
     ],
 )
@@ -162,14 +162,19 @@ def test_one_line_for_people(state: LayerEquilibrium, text: str) -> None:
         ),
         (
             [layer(1.03), layer(reason="other")],
-            "gradients and weight decay are in equilibrium in 1 of 1 layers (turning 1.03 x as far per step as "
-            "predicted)",
+            "1 of 1 layer is in equilibrium (gradients against weight decay), turning 1.03 x as far per step as "
+            "predicted",
         ),
         (
             [layer(0.95), layer(1.4), layer(2.0, 1e-3), layer(3.1, 1e-3)],
-            "gradients and weight decay are in equilibrium in 2 of 4 layers (turning 0.95 to 1.40 x as far per step as "
-            "predicted); the others would take about 1,100 to 1,300 steps more, now turning 2.0 to 3.1 x as far as "
-            "then",
+            "2 of 4 layers are in equilibrium (gradients against weight decay), turning 0.95 to 1.40 x as far per step "
+            "as predicted; the others need about 1,100 to 1,300 steps more at the present learning rate, and turn 2.0 "
+            "to 3.1 x as far as they will then",
+        ),
+        (
+            [layer(2.0, 1e-3)],
+            "none of 1 layer is in equilibrium (gradients against weight decay); it needs about 1,100 steps more at "
+            "the present learning rate, and turns 2.0 x as far as it will then",
         ),
     ],
 )
@@ -205,8 +210,8 @@ def test_two_significant_digits(value: float, text: str) -> None:
         (43.4, "43 steps"),
         (437.0, "440 steps"),
         (12_345.0, "12,000 steps"),
-        (41_000_000.0, "41,000,000 steps"),
-        (3e12, "3e+12 steps"),
+        (4_100_000.0, "4,100,000 steps"),
+        (3e12, "over 10,000,000 steps"),
     ],
 )
 def test_counts_of_steps(steps: float, text: str) -> None:

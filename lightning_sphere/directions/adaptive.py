@@ -78,6 +78,7 @@ for _class, _read in ((Adam, _adam_hyperparameters), (AdamW, _adamw_hyperparamet
             scalars=_adam_scalars,
             numerator=_momentum,
             second_moment=_adam_second_moment,
+            elementwise=True,
             equilibrium=_adam_equilibrium,
         ),
     )
@@ -106,7 +107,8 @@ register(
         scalars=lambda n: Scalars(rate=n["lr"], shrink=_shrink(n), root=_root(n), offset=n["eps"]),
         numerator=_nadam_numerator,
         second_moment=_adam_second_moment,
-        reads_gradient=frozenset({"numerator"}),
+        reads_gradient=("numerator",),
+        elementwise=True,
     ),
 )
 
@@ -140,6 +142,7 @@ register(
         scalars=_radam_scalars,
         numerator=_momentum,
         second_moment=_adam_second_moment,
+        elementwise=True,
     ),
 )
 
@@ -159,5 +162,6 @@ register(
         scalars=_adamax_scalars,
         numerator=_momentum,
         second_moment=lambda at: at.state["exp_inf"].float().square(),
+        elementwise=True,
     ),
 )

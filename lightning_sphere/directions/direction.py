@@ -11,7 +11,7 @@ numbers are computed at the flush, for many steps at once.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Real
@@ -126,8 +126,10 @@ class Direction:
             ``weight``, the weights after and before the step, ``gradient``, ``ascent`` and ``count``
             (:class:`StepTensors`).
         second_moment: the same for ``v``, which gives ``b``; ``None`` where ``b = 1``.
-        reads_gradient: which of ``"numerator"`` and ``"second_moment"`` read the gradient: a copy of it is then kept
-            over the step.
+        reads_gradient: which of ``"numerator"`` and ``"second_moment"`` read the gradient, or a function of the param
+            group that tells: a copy of it is then kept over the step.
+        elementwise: whether both treat each entry by itself. They are then given pieces of the tensors where the whole
+            is not needed, which saves memory.
         inferred: whether ``a`` is taken from the measured displacement where it is wanted at every step: for an
             optimizer with ``b = 1`` whose ``numerator`` costs much, or is not exact.
         complete: whether ``-rate * a / b - shrink * x`` is the whole step: what happened is then compared with it.
@@ -141,11 +143,17 @@ class Direction:
     scalars: Callable[[Numbers], Scalars] = _rate_alone
     numerator: Callable[[StepTensors], Tensor] | None = None
     second_moment: Callable[[StepTensors], Tensor] | None = None
-    reads_gradient: frozenset[str] = frozenset()
+    reads_gradient: Collection[str] | Callable[[Group], Collection[str]] = ()
+    elementwise: bool = False
     inferred: bool = False
     complete: bool = True
     equilibrium: Callable[[Numbers, Tensor, Tensor], Prediction] | None = None
     radius: Callable[[Numbers], tuple[Tensor, Tensor]] | None = None
+
+    def reads(self, function: str, group: Group) -> bool:
+        """Whether ``"numerator"`` or ``"second_moment"`` reads the gradient of a param group's tensors."""
+        named = self.reads_gradient(group) if callable(self.reads_gradient) else self.reads_gradient
+        return function in named
 
     @property
     def known(self) -> bool:
@@ -218,25 +226,24 @@ def displacement(direction: Direction, at: StepTensors, numbers: Numbers) -> Ten
     return asked
 
 
-def numbers_of(direction: Direction, at: StepTensors, weight: Tensor) -> Numbers:
+def numbers_of(direction: Direction, group: Group, count: Any, parameter: Tensor, rms: Tensor) -> Numbers:
     """The numbers of one tensor at one step, 0-dim on its device, without waiting for it.
 
     Args:
         direction: of the optimizer.
-        at: the tensor around the step.
-        weight: the weights before the step.
+        group: the tensor's param group.
+        count: number of updates made, see :func:`count_of`.
+        parameter: the tensor.
+        rms: root mean square of its entries before the step, in the precision to compute with.
     """
-    wide = torch.float32 if weight.device.type == "mps" else torch.float64
 
     def on_device(value: Any) -> Tensor:
         value = number(value)
         if isinstance(value, Tensor):
-            return value.reshape(()).to(weight.device, wide, non_blocking=True)
-        return torch.full((), value, dtype=wide, device=weight.device)
+            return value.reshape(()).to(rms.device, rms.dtype, non_blocking=True)
+        return torch.full((), value, dtype=rms.dtype, device=rms.device)
 
-    rows = weight.shape[0] if weight.dim() else 1
-    found = dict(direction.hyperparameters(at.group))
-    found |= {"step": at.count, "rows": rows, "columns": weight.numel() // max(1, rows)}
-    numbers = {name: on_device(value) for name, value in found.items()}
-    numbers["rms"] = torch.linalg.vector_norm(weight, dtype=wide) / math.sqrt(max(1, weight.numel()))
-    return numbers
+    rows = parameter.shape[0] if parameter.dim() else 1
+    found = dict(direction.hyperparameters(group))
+    found |= {"step": count, "rows": rows, "columns": parameter.numel() // max(1, rows)}
+    return {"rms": rms, **{name: on_device(value) for name, value in found.items()}}

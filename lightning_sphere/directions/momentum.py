@@ -57,7 +57,8 @@ register(
         hyperparameters=_sgd_hyperparameters,
         scalars=lambda n: Scalars(rate=n["lr"]),
         numerator=_sgd_numerator,
-        reads_gradient=frozenset({"numerator"}),
+        reads_gradient=lambda group: () if group.get("momentum") and not group.get("nesterov") else ("numerator",),
+        elementwise=True,
         equilibrium=_sgd_equilibrium,
         radius=_sgd_radius,
     ),
@@ -103,7 +104,7 @@ _MUON = Direction(
     hyperparameters=_muon_hyperparameters,
     scalars=_muon_scalars,
     numerator=_muon_numerator,
-    reads_gradient=frozenset({"numerator"}),
+    reads_gradient=lambda group: ("numerator",) if group["nesterov"] else (),
     inferred=True,
 )
 if hasattr(torch.optim, "Muon"):
@@ -132,7 +133,8 @@ register(
         hyperparameters=_lion_hyperparameters,
         scalars=lambda n: Scalars(rate=n["lr"], shrink=n["lr"] * n["weight_decay"]),
         numerator=_lion_numerator,
-        reads_gradient=frozenset({"numerator"}),
+        reads_gradient=("numerator",),
+        elementwise=True,
         inferred=True,
         equilibrium=lambda n, size, _: equilibrium.lion(n["lr"], n["weight_decay"], n["beta1"], n["beta2"], size),
     ),

@@ -17,8 +17,10 @@ An optimizer ``x' = x - lr * m / (sqrt(v) + eps)`` that keeps ``m`` and ``v`` in
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -92,7 +94,10 @@ def asked_displacement(
         return gradient.to_dense() if gradient.is_sparse else gradient
 
     at = StepTensors(optimizer.state.get(parameter, {}), group, parameter.detach(), weight.detach, given)
-    return displacement(direction, at, numbers_of(direction, at, weight.detach()))
+    before = weight.detach()
+    wide = torch.float32 if before.device.type == "mps" else torch.float64
+    rms = torch.linalg.vector_norm(before, dtype=wide) / math.sqrt(max(1, before.numel()))
+    return displacement(direction, at, numbers_of(direction, group, at.count, before, rms))
 
 
 def unknown_optimizer(optimizer: Any) -> str:

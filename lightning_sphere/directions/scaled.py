@@ -20,7 +20,8 @@ register(
         scalars=lambda n: Scalars(rate=n["lr"] / (1.0 + (n["step"] - 1.0) * n["lr_decay"]), offset=n["eps"]),
         numerator=coupled,
         second_moment=lambda at: at.state["sum"],
-        reads_gradient=frozenset({"numerator"}),
+        reads_gradient=("numerator",),
+        elementwise=True,
     ),
 )
 
@@ -52,7 +53,8 @@ register(
         scalars=lambda n: Scalars(rate=n["lr"], offset=n["eps"]),
         numerator=_rmsprop_numerator,
         second_moment=_rmsprop_second_moment,
-        reads_gradient=frozenset({"numerator"}),
+        reads_gradient=lambda group: () if group["momentum"] > 0 else ("numerator",),
+        elementwise=True,
     ),
 )
 
@@ -93,6 +95,6 @@ if hasattr(torch.optim, "Adafactor"):
             scalars=_adafactor_scalars,
             numerator=lambda at: at.ascent,
             second_moment=_adafactor_second_moment,
-            reads_gradient=frozenset({"numerator", "second_moment"}),
+            reads_gradient=("numerator", "second_moment"),
         ),
     )

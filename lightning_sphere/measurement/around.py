@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_sphere.directions import StepTensors
-from lightning_sphere.measurement.plan import Plan
+from lightning_sphere.measurement.plan import Piece, Plan, Slot
 
 
 class Around:
@@ -18,25 +19,52 @@ class Around:
     Args:
         plan: what is measured.
         copies: the weights before the step, one matrix per bucket.
-        gradients: copies of the gradients that the optimizer used, one per slot; ``None`` where there was none, and
-            empty if none were kept.
+        gradients: copies of the gradients that the optimizer used, by index of the slot, where they were kept.
         scale: factor of a loss scaler that the gradients still have in them.
+
+    Attributes:
+        stepped: whether each slot's tensor had a gradient: without one an optimizer leaves it alone.
     """
 
     def __init__(
-        self, plan: Plan, copies: Sequence[Tensor], gradients: Sequence[Tensor | None], scale: Tensor | None
+        self, plan: Plan, copies: Sequence[Tensor], gradients: Mapping[int, Tensor], scale: Tensor | None
     ) -> None:
-        self.plan, self.copies, self.gradients, self._scale = plan, copies, gradients, scale
+        self.plan, self.copies, self._gradients, self._scale = plan, copies, gradients, scale
+        self.stepped = [slot.parameter.grad is not None for slot in plan.slots]
 
-    def tensors(self, index: int, optimizer: Optimizer) -> StepTensors | None:
-        """A slot's tensor around the step; ``None`` where the optimizer did not update it."""
+    def tensors(self, index: int, optimizer: Optimizer) -> StepTensors:
+        """A slot's tensor around the step."""
         slot = self.plan.slots[index]
         state = optimizer.state.get(slot.parameter, {})
-        if self.gradients and self.gradients[index] is None:
-            return None
         group = optimizer.param_groups[slot.param_group]
         after = slot.parameter.detach()
         return StepTensors(state, group, after, lambda: self.weight(index), lambda: self._gradient(index))
+
+    def pieces(self, index: int, optimizer: Optimizer) -> Iterator[tuple[slice, StepTensors]]:
+        """A slot's tensor around the step, piece by piece, with the piece's segments in the ring's order.
+
+        For functions that are element-wise: what has the parameter's shape is cut (all else in the state is handed on
+        as it is), so that temporary memory is that of a piece.
+        """
+        slot, whole = self.plan.slots[index], self.tensors(index, optimizer)
+        shape = slot.parameter.shape
+        matrices = {
+            name: slot.as_rows((value.to_dense() if value.is_sparse else value).expand(shape))
+            for name, value in whole.state.items()
+            if isinstance(value, Tensor) and value.dim() and _fits(value.shape, shape)
+        }
+        after = slot.as_rows(whole.after)
+        for piece, rows, bucket in self.plan.segments_of_slot[index]:
+            yield (
+                rows,
+                StepTensors(
+                    {**whole.state, **{name: piece.of(matrix) for name, matrix in matrices.items()}},
+                    whole.group,
+                    piece.of(after),
+                    partial(self.before, rows, bucket),
+                    partial(_piece_of_gradient, whole, slot, piece),
+                ),
+            )
 
     def weight(self, index: int) -> Tensor:
         """The weights of a slot before the step, in the parameter's shape and dtype."""
@@ -53,7 +81,7 @@ class Around:
         return self.copies[bucket][rows.start - start : rows.stop - start]
 
     def _gradient(self, index: int) -> Tensor:
-        gradient = self.gradients[index] if self.gradients else None
+        gradient = self._gradients.get(index)
         if gradient is None:
             raise LookupError("a Direction's function reads the gradient; its reads_gradient must name the function")
         gradient = gradient.to_dense() if gradient.is_sparse else gradient
@@ -63,7 +91,10 @@ class Around:
         return gradient.to(wide) / self._scale.to(gradient.device, wide)
 
 
-def kept_gradients(plan: Plan) -> list[Tensor | None]:
-    """Copies of the gradients: some optimizers write into ``p.grad`` during the step."""
-    gradients = [slot.parameter.grad for slot in plan.slots]
-    return [None if gradient is None else gradient.detach().clone() for gradient in gradients]
+def _piece_of_gradient(whole: StepTensors, slot: Slot, piece: Piece) -> Tensor:
+    return piece.of(slot.as_rows(whole.gradient))
+
+
+def _fits(shape: torch.Size, whole: torch.Size) -> bool:
+    """Whether a state's tensor has the parameter's shape, or one number for several of its entries."""
+    return len(shape) == len(whole) and all(size in (1, full) for size, full in zip(shape, whole, strict=True))

@@ -12,40 +12,55 @@ from torch.optim import Optimizer
 
 from lightning_sphere.directions.direction import Direction, displacement, numbers_of
 from lightning_sphere.measurement.around import Around
-from lightning_sphere.measurement.sums import accumulation_dtype
 
 ASKED: tuple[str, ...] = ("asked", "unmoved", "asked_square", "error_square")
 """Sums over a segment's entries, ``P`` being asked for and ``D`` what happened: of ``|P|``, of ``|P|`` where ``D`` is
 exactly 0, of ``P^2``, of ``(D - P)^2``."""
 
 
-def asked(around: Around, optimizer: Optimizer, direction: Direction) -> Tensor:
-    """The sums of :data:`ASKED`, tensor by tensor: temporary memory is some four times the largest one.
+def asked(around: Around, optimizer: Optimizer, direction: Direction, xx: Tensor) -> Tensor:
+    """The sums of :data:`ASKED`.
 
     Args:
         around: the step.
         optimizer: right after it.
-        direction: of the optimizer.
+        direction: of the optimizer. Where it is element-wise, temporary memory is that of a piece, else some four times
+            the largest tensor.
+        xx: sum of the squares of the weights before the step, ``[segments]``.
 
     Returns:
         ``[4, segments]`` on the weights' device, in the precision of the sums; NaN where a tensor was not updated, or
         where the formula is not known.
     """
     plan = around.plan
-    wide = accumulation_dtype(plan.device)
-    sums = torch.full((len(ASKED), plan.segments), torch.nan, dtype=wide, device=plan.device)
+    sums = torch.full((len(ASKED), plan.segments), torch.nan, dtype=xx.dtype, device=plan.device)
     for index, slot in enumerate(plan.slots):
-        at = around.tensors(index, optimizer)
-        wanted = None if at is None else displacement(direction, at, numbers_of(direction, at, at.weight))
-        if wanted is None:
+        if not around.stepped[index] or slot.parameter.numel() == 0:
             continue
-        p_of_slot, now = slot.as_rows(wanted), slot.as_rows(slot.parameter.detach())
-        for piece, rows, bucket in plan.segments_of_slot[index]:
-            p = piece.of(p_of_slot)
-            d = piece.of(now).to(wide) - around.before(rows, bucket).to(wide)
-            sums[2, rows] = p.square().sum(1)
-            size = p.abs()
-            sums[0, rows] = size.sum(1)
-            sums[1, rows] = size.mul_(d == 0).sum(1)
-            sums[3, rows] = d.sub_(p).square_().sum(1)
+        places = plan.segments_of_slot[index]
+        square = torch.stack([xx[rows].sum() for _, rows, _ in places]).sum()
+        whole = around.tensors(index, optimizer)
+        rms = (square / slot.parameter.numel()).sqrt()
+        numbers = numbers_of(direction, whole.group, whole.count, slot.parameter, rms)
+        if direction.elementwise:
+            for rows, at in around.pieces(index, optimizer):
+                wanted = displacement(direction, at, numbers)
+                if wanted is not None:
+                    _compare(sums[:, rows], wanted, at.after, at.weight)
+            continue
+        wanted = displacement(direction, whole, numbers)
+        if wanted is not None:
+            matrix, now = slot.as_rows(wanted), slot.as_rows(slot.parameter.detach())
+            for piece, rows, bucket in places:
+                _compare(sums[:, rows], piece.of(matrix), piece.of(now), around.before(rows, bucket))
     return sums
+
+
+def _compare(sums: Tensor, p: Tensor, after: Tensor, before: Tensor) -> None:
+    """Write the sums of some segments; ``p`` is what was asked for, ``[segments, length]``."""
+    d = after.to(p.dtype) - before.to(p.dtype)
+    size = p.abs()
+    sums[0] = size.sum(1)
+    sums[1] = size.mul_(d == 0).sum(1)
+    sums[2] = p.square().sum(1)
+    sums[3] = d.sub_(p).square_().sum(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.optim import Optimizer
 
 from lightning_sphere.directions.direction import Direction, StepTensors, count_of, number
 from lightning_sphere.measurement import sums
-from lightning_sphere.measurement.around import Around, kept_gradients
+from lightning_sphere.measurement.around import Around
 from lightning_sphere.measurement.asked import asked
 from lightning_sphere.measurement.plan import Plan
 from lightning_sphere.measurement.reference import ReferenceWeights
@@ -84,8 +85,7 @@ class StepMeter:
             scale = None
         else:  # a fused optimizer unscales inside its kernel; a loss scaler says so here
             sums.unscale(row, scale)
-        gradients = kept_gradients(self.plan) if self._needs_gradients else []
-        self._around = Around(self.plan, copies, gradients, scale)
+        self._around = Around(self.plan, copies, self._kept_gradients(), scale)
         hyperparameters = [
             {name: number(value) for name, value in self._direction.hyperparameters(group).items()}
             for group in self._optimizer.param_groups
@@ -104,17 +104,23 @@ class StepMeter:
         if self._divisor or self._numerator:
             tensors = [around.tensors(index, self._optimizer) for index in range(len(self.plan.slots))]
             if self._divisor:
-                moments = _each(direction.second_moment, tensors, stateful=True)
+                reads = [direction.reads("second_moment", group) for group in self._optimizer.param_groups]
+                known = [
+                    None if reads[slot.param_group] and not moved else at
+                    for slot, at, moved in zip(self.plan.slots, tensors, around.stepped, strict=True)
+                ]
+                moments = _each(direction.second_moment, known, stateful=True)
                 sums.second_moment(self.plan, row, self._scratch, moments)
             if self._numerator:
-                directions = _each(direction.numerator, tensors, stateful=direction.has_second_moment)
+                stepped = [at if moved else None for at, moved in zip(tensors, around.stepped, strict=True)]
+                directions = _each(direction.numerator, stepped, stateful=direction.has_second_moment)
                 sums.numerator(self.plan, row, self._scratch, around.copies, directions)
         if direction.known:
             pending.optimizer_step = self._counts()
         if self._drift and self._recorded % REFERENCE_EVERY == 0:
             pending.reference = self._compared_with_reference()
         if self._asked and self._recorded % ASKED_EVERY == 0:
-            pending.asked = asked(around, self._optimizer, direction)
+            pending.asked = asked(around, self._optimizer, direction, row[COLUMNS.index("xx")])
         found_inf = getattr(self._optimizer, "found_inf", None)
         if isinstance(found_inf, Tensor):  # a fused optimizer skips the step inside its kernel
             for measured in (row, pending.reference, pending.asked):
@@ -132,14 +138,16 @@ class StepMeter:
         """Forget a step under way."""
         self._pending, self._around = None, None
 
-    @property
-    def _needs_gradients(self) -> bool:
-        """Whether the gradients must be kept over the step."""
-        reads = self._direction.reads_gradient
-        if "second_moment" in reads and self._divisor:
-            return True
+    def _kept_gradients(self) -> dict[int, Tensor]:
+        """Copies of the gradients that will be read after the step: some optimizers write into them."""
+        direction, groups = self._direction, self._optimizer.param_groups
         asking = self._asked and self._recorded % ASKED_EVERY == 0
-        return asking or ("numerator" in reads and self._numerator)
+        wanted = {"numerator": asking or self._numerator, "second_moment": asking or self._divisor}
+        if not direction.reads_gradient or not any(wanted.values()):
+            return {}
+        reads = [any(wanted[name] and direction.reads(name, group) for name in wanted) for group in groups]
+        kept = ((index, slot) for index, slot in enumerate(self.plan.slots) if reads[slot.param_group])
+        return {index: p.grad.detach().clone() for index, slot in kept if (p := slot.parameter).grad is not None}
 
     def _counts(self) -> Tensor:
         """The optimizer's count of updates per tensor, float32 ``[slots]``; NaN for one not yet updated."""
@@ -167,6 +175,6 @@ class StepMeter:
         return found
 
 
-def _each(read: Any, tensors: list[StepTensors | None], *, stateful: bool) -> list[Tensor | None]:
+def _each(read: Any, tensors: Sequence[StepTensors | None], *, stateful: bool) -> list[Tensor | None]:
     """What a direction's function gives of each tensor; ``None`` where the optimizer has made no step, or no state."""
     return [None if at is None or (stateful and not at.state) else read(at) for at in tensors]

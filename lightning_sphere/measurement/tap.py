@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lightning_sphere.directions import UNKNOWN, Direction, direction_of, unknown_optimizer
+from lightning_sphere.directions import UNKNOWN, Direction, direction_of
 from lightning_sphere.guard import Guard
 from lightning_sphere.measurement.plan import Plan
 from lightning_sphere.measurement.reference import ReferenceWeights
@@ -216,8 +216,12 @@ class OptimizerTap:
             self._flush()  # what was read before holds
             self.direction = UNKNOWN
             self.replan()
-            name = type(self.optimizer).__name__
-            _log.warning("%s does not keep %s, as it should: %s", name, missing, unknown_optimizer(self.optimizer))
+            _log.warning(
+                "what lightning_sphere knows of %s reads %s, which its state and param groups do not hold: it is "
+                "measured as an unknown optimizer from now on, effective_lr and second_moment take its step for lr * a",
+                type(self.optimizer).__name__,
+                missing,
+            )
 
     def _prepare(self) -> StepMeter:
         """A meter with room for a step, after a new plan or a flush where one is due."""

@@ -82,7 +82,7 @@ register(
         scalars=lambda n: Scalars(rate=n["lr"]),
         numerator=_mirrored_numerator,
         second_moment=_mirrored_divisor_square,
-        reads_gradient=frozenset({"numerator"}),
+        reads_gradient=("numerator",),
         complete=False,
     ),
 )
