@@ -14,11 +14,12 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import Self
 
 from lightning_sphere.calls import CompiledCalls
-from lightning_sphere.checkpoints import Source, load_reference, match
+from lightning_sphere.checkpoints import Source
 from lightning_sphere.claims import given_groups
 from lightning_sphere.directions import direction_of, unknown_optimizer
 from lightning_sphere.discovery import Discovery
 from lightning_sphere.discovery.graph import tensors_in
+from lightning_sphere.drift import reference_weights
 from lightning_sphere.evaluation import Evaluation
 from lightning_sphere.given import Groups
 from lightning_sphere.guard import Guard
@@ -138,8 +139,8 @@ class SphereTracker:
         given = given_groups(self.options.groups, model)
         self._layers = KnownLayers(model, self.options, given, optimizers)
         self._total_steps = total_steps
-        self._unmatched: dict[str, str] = {}
-        self._reference: ReferenceWeights | None = self._reference_weights()
+        self._reference: ReferenceWeights | None
+        self._reference, self._unmatched = reference_weights(drift_from, model)
         names = self.options.quantities
         self._evaluation = Evaluation(
             model,
@@ -172,23 +173,6 @@ class SphereTracker:
             for item in optimizers
         ]
 
-    def _reference_weights(self) -> ReferenceWeights:
-        """The weights that drift is measured from, where it is measured."""
-        if self.options.drift_from is None or "reference" not in sums_of(self.options.quantities):
-            return ReferenceWeights()
-        found, self._unmatched = match(load_reference(self.options.drift_from), self.model)
-        shapes = {name: parameter.shape for name, parameter in self.model.named_parameters()}
-        without = [name for name in self._unmatched if len(shapes[name]) > 1]
-        if without:
-            _log.warning(
-                "drift_from has no weights for %d of the model's tensors, whose drift stays unknown: %s (%s)%s",
-                len(without),
-                without[0],
-                self._unmatched[without[0]],
-                " and others" if len(without) > 1 else "",
-            )
-        return ReferenceWeights(found)
-
     # ------------------------------------------------------------------ life
 
     def __enter__(self) -> Self:
@@ -214,7 +198,7 @@ class SphereTracker:
         """Attach to the optimizers."""
         with self.guard.watching("opening the log"):
             if self._reference is None:  # started again: a new path, from where the weights are now
-                self._reference = self._reference_weights()
+                self._reference, self._unmatched = reference_weights(self.options.drift_from, self.model)
                 self._evaluation.start_anew()
             if self._writer is not None or self._log_dir is not None:
                 self._sinks.append(open_sink(self._writer, self._log_dir))
