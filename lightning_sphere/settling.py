@@ -97,8 +97,9 @@ def told_of_all(states: Sequence[LayerEquilibrium]) -> str:
         return f"no equilibrium of gradients and decay is predicted: {'; '.join(reasons)}" if reasons else ""
     settled = [state for state in known if state.state == "settled"]
     others = [state for state in known if state.state != "settled"]
-    layers = "1 layer is" if len(known) == 1 else f"{len(known)} layers are"
-    told = f"{len(settled) or 'none'} of {layers} in equilibrium (gradients against weight decay)"
+    layers = "layer" if len(known) == 1 else "layers"
+    verb = "are" if len(settled) > 1 else "is"
+    told = f"{len(settled) or 'none'} of {len(known)} {layers} {verb} in equilibrium (gradients against weight decay)"
     if settled:
         told += f", turning {_span([state.ratio for state in settled], times_of)} x as far per step as predicted"
     if others:

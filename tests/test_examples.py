@@ -78,7 +78,7 @@ def test_equilibrium(tmp_path: Path) -> None:
     shown = output_of("04_equilibrium.py", "--steps", "20", "--runs", str(tmp_path), "--out", str(drawing))
     for name in ("AdamW", "SGD"):
         told = shown.partition(f"{name}, weight decay")[2].splitlines()[1:10]
-        assert len([line for line in told if " deg per step, " in line]) == 9
+        assert len([line for line in told if " deg per step (RMS), " in line]) == 9
         assert read_run(tmp_path / f"equilibrium_{name.lower()}").values.shape[:2] == (20, 10)
     assert f"drawn: {drawing}" in shown
     page = drawing.read_text()
