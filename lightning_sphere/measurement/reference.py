@@ -71,6 +71,11 @@ class ReferenceWeights:
         return sum(copy.values.nbytes for copy in self._copies.values())
 
     @property
+    def near(self) -> bool:
+        """Whether all copies are where their parameters are, so that comparing costs no transfer."""
+        return all(copy.near or copy.values.device == copy.parameter.device for copy in self._copies.values())
+
+    @property
     def placement(self) -> str:
         """Where the copies are: "device", "pinned host memory", "host", several joined by "and", or "nowhere" yet."""
         return " and ".join(sorted({copy.place for copy in self._copies.values()})) or "nowhere"

@@ -19,8 +19,11 @@ from lightning_sphere.measurement.plan import Plan
 from lightning_sphere.measurement.reference import ReferenceWeights
 from lightning_sphere.measurement.ring import COLUMNS, DIVISOR, NUMERATOR, HostRow, Ring, capacity
 
+REFERENCE_ALL = 100
+"""So many recorded steps at the beginning, where most happens, are all compared with the reference, if that is near."""
+
 REFERENCE_EVERY = 10
-"""Each so many recorded steps the weights are compared with the reference, beginning with the first."""
+"""Later, each so many are; and the last one before each flush."""
 
 ASKED_EVERY = 50
 """Each so many recorded steps what happened is compared with the optimizer's formula, beginning with the first."""
@@ -63,6 +66,7 @@ class StepMeter:
         self._recorded = 0
         self._pending: HostRow | None = None
         self._around: Around | None = None
+        self._fresh = False  # whether the weights are still those after the ring's last step
         if self._drift:
             reference.prepare(plan, [slot.name for slot in plan.slots])
 
@@ -97,6 +101,7 @@ class StepMeter:
         """Read the new weights and the optimizer's state, if a step is under way."""
         pending, around = self._pending, self._around
         self.abandon()
+        self._fresh = False
         if pending is None or around is None:
             return
         row, direction = self.ring.next_row(), self._direction
@@ -117,7 +122,8 @@ class StepMeter:
                 sums.numerator(self.plan, row, self._scratch, around.copies, directions)
         if direction.known:
             pending.optimizer_step = self._counts()
-        if self._drift and self._recorded % REFERENCE_EVERY == 0:
+        early = self._recorded < REFERENCE_ALL and self._reference.near
+        if self._drift and (early or self._recorded % REFERENCE_EVERY == 0):
             pending.reference = self._compared_with_reference()
         if self._asked and self._recorded % ASKED_EVERY == 0:
             pending.asked = asked(around, self._optimizer, direction, row[COLUMNS.index("xx")])
@@ -128,11 +134,27 @@ class StepMeter:
                     sums.forget_if(measured, found_inf)
         self.ring.commit(pending)
         self._recorded += 1
+        self._fresh = True
 
     def skip(self, position: int) -> None:
         """Record that a step was due and had no arithmetic."""
         self.ring.next_row().fill_(torch.nan)
         self.ring.commit(HostRow(position, time.time(), skipped=True))
+
+    @torch.no_grad()
+    def drain(self) -> tuple[Tensor, list[HostRow]]:
+        """Empty the ring (see :meth:`Ring.drain`); its last step gets its drift, if that can still be known."""
+        last = self.ring.host[-1]
+        same_device = all(slot.parameter.device == self.plan.device for slot in self.plan.slots)
+        if self._drift and self._fresh and same_device and not last.skipped and last.reference is None:
+            row = dict(zip(self.ring.columns, self.ring.data[len(self.ring) - 1], strict=True))
+            found = self._compared_with_reference()
+            now = found[0] + 2.0 * found[1] + found[2]
+            then = row["xx"] + 2.0 * row["xd"] + row["dd"]
+            # Somebody may have exchanged the weights since, as averages of them are for validation.
+            exchanged = ((now - then).abs() > now * torch.finfo(now.dtype).eps ** 0.6).any()
+            last.reference = found.masked_fill_(exchanged, torch.nan)
+        return self.ring.drain()
 
     def abandon(self) -> None:
         """Forget a step under way."""

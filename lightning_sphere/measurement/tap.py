@@ -96,7 +96,7 @@ class OptimizerTap:
 
     def drain(self) -> tuple[Tensor, list[HostRow]] | None:
         """What was recorded since the last call (see :meth:`Ring.drain`), or ``None`` if nothing was."""
-        return self._meter.ring.drain() if self._meter is not None and len(self._meter.ring) else None
+        return self._meter.drain() if self._meter is not None and len(self._meter.ring) else None
 
     @property
     def plan(self) -> Plan | None:
