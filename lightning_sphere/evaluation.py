@@ -32,6 +32,9 @@ _log = logging.getLogger("lightning_sphere")
 MISMATCH = 0.05
 """Error of an optimizer's formula, relative to the step that it asks for, above which it is told."""
 
+RETELL = 1.2
+"""States of equilibrium are written again once so many times the steps are recorded: the file stays small."""
+
 _REMARK = "; effective_lr unknown: its tensors have different learning rates"
 
 
@@ -61,6 +64,7 @@ class Evaluation:
         self.measured: dict[str, ScaleGroup] = {}
         self._names, self._start, self._running = tuple(names), start, start()
         self._settled: dict[str, LayerEquilibrium] = {}
+        self._steps = self._told_at = 0
         self._unmatched: Mapping[str, str] = {}
         self._told: set[str] = set()
         self._verification = Verification(model)
@@ -108,6 +112,7 @@ class Evaluation:
         if drained is None or tap.plan is None or not tap.plan.layers:
             return None
         data, host = drained
+        self._steps += len(host)
         layers = tap.plan.layers
         collected = collect(data, host, tap.plan, tap.direction, tap.columns)
         table = self._table(collected, tap)
@@ -197,17 +202,17 @@ class Evaluation:
     def _rows(self, mixed: set[str]) -> list[dict[str, Any]]:
         """What is known of each weight and joint set.
 
-        The rows are written again whenever they change. Residuals and angles change at every step, so the verdicts and
-        distances from equilibrium shown are those of the last time that any outcome or state changed.
+        The rows are written again whenever they change. Residuals and angles change at every step, so the verdicts
+        shown are those of the last time that the outcome of any changed. States of equilibrium come and go as well:
+        they are those of the last time that one changed and the run had grown by a fifth since.
         """
         verdicts = self.verdicts
         if _outcomes(verdicts) != _outcomes(self._written):
             self._written = verdicts
         states = self.equilibrium()
-        if {name: state.state for name, state in states.items()} != {
-            name: s.state for name, s in self._settled.items()
-        }:
-            self._settled = states
+        changed = {name: s.state for name, s in states.items()} != {name: s.state for name, s in self._settled.items()}
+        if changed and self._steps >= RETELL * self._told_at:
+            self._settled, self._told_at = states, self._steps
 
         def described(row: dict[str, Any]) -> dict[str, Any]:
             layer, settled = row["layer"], self._settled.get(row["layer"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from lightning_sphere import SphereTracker
+from lightning_sphere.recording import Recording
 from lightning_sphere.settling import LayerEquilibrium, settle
 from nets import batches
 from optimizer_watch import Watch, angle_between, cut_out
@@ -183,3 +185,22 @@ def test_where_rounding_discards_the_updates_no_equilibrium_is_told() -> None:
     for state in tracker.equilibrium.values():
         assert state.state == "unknown"
         assert state.reason.startswith("rounding discards ")
+
+
+def test_states_that_come_and_go_do_not_fill_the_file() -> None:
+    """What is known of the layers is written again a few times more each time the run doubles, not at every flush."""
+    written: list[tuple[str | None, ...]] = []
+
+    class Keep:
+        def write(self, recording: Recording) -> None:
+            written.append(tuple(row["equilibrium"] for row in recording.schema.groups))
+
+        def close(self) -> None: ...
+
+    def swing(step: int, optimizer: Optimizer) -> None:
+        optimizer.param_groups[0]["weight_decay"] = 0.0 if step % 4 < 2 else 0.3
+
+    run(lambda p: optim.AdamW(p, lr=1e-2), 200, swing, flush_every_n_steps=2, sinks=[Keep()])
+    changes = sum(one != other for one, other in pairwise(written))
+    assert len(written) >= 99
+    assert 5 < changes < 25

@@ -38,8 +38,8 @@ class RunRecord:
             ``verified_share``, the share of its groups that nothing speaks against, and ``residual``, the median of
             their |cos(gradient, weight)|, all three as of the last time that any verdict changed, and ``None`` where
             nothing is claimed or seen; and ``equilibrium``, how far the layer is from it, in words, as of the last time
-            that any layer's state changed. After the weights, one more row for each set that is invariant only
-            together: its first tensor is the parameter, ``joint_with`` are the others.
+            that any layer's state changed (but for the last sixth of the run). After the weights, one more row for each
+            set that is invariant only together: its first tensor is the parameter, ``joint_with`` are the others.
         invariant: per layer, whether a normalization follows.
         cuts: per layer, the axis along which its weight is cut into groups, and into how many equal blocks; also for
             layers that are not invariant, of which ``groups`` says nothing.
