@@ -24,7 +24,7 @@ LOST = 0.5
 """Share of the updates that rounding discards, above which no equilibrium can be told: decay is discarded as well."""
 
 KEPT = 200
-"""Entries of a history, beyond which every other one of the older ones is dropped."""
+"""Entries of a history, beyond which the older ones are added up in pairs."""
 
 
 @dataclass(frozen=True)
@@ -46,20 +46,29 @@ class LayerSteps:
 
 @dataclass(frozen=True)
 class _Entry:
-    """One flush."""
+    """Some consecutive steps, means over the groups that had a gradient."""
 
-    start: int
-    """Recorded steps before it."""
     steps: int
-    log_norm: float
-    """Mean over the groups, before the first step."""
+    growth: float
+    """Sum over the steps of the change of the norm's logarithm."""
     angle_square: float
-    """Mean over steps and groups."""
     predicted_square: float
+
+    def __add__(self, later: _Entry) -> _Entry:
+        steps = self.steps + later.steps
+        share = self.steps / steps
+        return _Entry(
+            steps,
+            self.growth + later.growth,
+            share * self.angle_square + (1.0 - share) * later.angle_square,
+            share * self.predicted_square + (1.0 - share) * later.predicted_square,
+        )
 
 
 class Balance:
     """Follows one layer.
+
+    Groups without any gradient, such as dead filters, are left out: decay alone shrinks them for ever.
 
     Args:
         every_n_steps: measured steps are so many steps apart.
@@ -67,12 +76,10 @@ class Balance:
 
     def __init__(self, every_n_steps: int) -> None:
         self._every = every_n_steps
-        self._recorded = 0
         self._history: list[_Entry] = []
-        self._norm = self._log_norm = math.nan
-        self._predicted_norm = self._time_constant = math.nan
+        self._norm = self._predicted_norm = self._time_constant = self._lost = math.nan
+        self._groups = self._idle = 0
         self._reason = ""
-        self._lost = math.nan
 
     def take(self, steps: LayerSteps, reason: str) -> None:
         """Add recorded steps.
@@ -81,27 +88,27 @@ class Balance:
             steps: at least one, none of them skipped.
             reason: why no equilibrium is predicted, if none is.
         """
-        log_norm = 0.5 * torch.where(steps.square > 0, steps.square.log(), torch.nan)
-        alive = steps.gradient_square > 0  # decay alone shrinks a dead filter for ever
-        entry = _Entry(
-            self._recorded,
-            len(steps.angle),
-            _mean(log_norm[0]),
-            _mean(torch.where(alive, steps.angle.square(), torch.nan)),
-            _mean(torch.where(alive, steps.predicted_angle.square(), torch.nan)),
-        )
-        self._history.append(entry)
+        alive = steps.gradient_square > 0
+
+        def mean(values: Tensor) -> float:
+            return float(torch.where(alive, values, torch.nan).nanmean())
+
+        growth = torch.where(alive, steps.growth, torch.nan).nanmean(1).nan_to_num(0.0)
+        angle, predicted = mean(steps.angle.square()), mean(steps.predicted_angle.square())
+        self._history.append(_Entry(len(alive), float(growth.sum()), angle, predicted))
         if len(self._history) > KEPT:
             older, newer = self._history[:-RECENT_STEPS], self._history[-RECENT_STEPS:]
-            self._history = older[::2] + newer
-        self._recorded += entry.steps
-        self._norm = math.exp(_mean(log_norm[-1]))
-        self._log_norm = _mean(log_norm[-1] + steps.growth[-1])
-        self._predicted_norm = float(steps.predicted_norm[-1].nanmedian())
-        self._time_constant = float(steps.time_constant[-1].nanmedian())
-        self._reason = reason if math.isnan(self._time_constant) else ""
+            pairs = zip(older[::2], older[1::2], strict=False)
+            self._history = [one + other for one, other in pairs] + older[len(older) // 2 * 2 :] + newer
+        living = alive.any(0)
+        self._groups, self._idle = len(living), int((~living).sum())
+        self._norm = float(steps.square[-1, living].sqrt().log().nanmean().exp())
+        self._predicted_norm = float(steps.predicted_norm[-1, living].log().nanmean().exp())
+        self._time_constant = float(steps.time_constant[-1, living].nanmedian())
+        unknown = math.isnan(self._time_constant)
+        self._reason = (reason or "none of its groups had a gradient" * (not living.any())) if unknown else ""
         if len(steps.lost):
-            self._lost = _mean(steps.lost[-1])
+            self._lost = float(steps.lost[-1, living].nanmean())
 
     def judge(self, remaining: int | None) -> LayerEquilibrium | None:
         """How far the layer is from its equilibrium; ``None`` before the first step.
@@ -114,31 +121,32 @@ class Balance:
         time = 0.0 if math.isnan(self._time_constant) else self._time_constant
         recent = self._last(max(RECENT_STEPS, time / self._every))
         known = [entry for entry in recent if not math.isnan(entry.angle_square + entry.predicted_square)] or recent
-        steps = sum(entry.steps for entry in known)
-        measured = sum(entry.angle_square * entry.steps for entry in known) / steps
-        predicted = sum(entry.predicted_square * entry.steps for entry in known) / steps
-        passed = (self._recorded - recent[0].start) * self._every
+        window = known[0]
+        for entry in known[1:]:
+            window += entry
         return settle(
-            math.sqrt(predicted),
+            math.sqrt(window.predicted_square),
             self._predicted_norm,
             self._time_constant,
-            math.sqrt(measured),
+            math.sqrt(window.angle_square),
             self._norm,
-            (self._log_norm - recent[0].log_norm) / passed,
+            window.growth / window.steps,
             remaining,
             self._reason or (f"rounding discards {self._lost:.0%} of its updates" if self._lost > LOST else ""),
-            span=passed,
+            span=window.steps * self._every,
+            idle=(self._idle, self._groups),
         )
 
     def _last(self, steps: float) -> list[_Entry]:
         """The latest entries that cover so many recorded steps, or all that are alike."""
-        index = len(self._history) - 1
-        present = math.sqrt(self._history[index].predicted_square)
-        while index > 0 and (covered := self._recorded - self._history[index].start) < steps:
+        index, covered = len(self._history) - 1, self._history[-1].steps
+        present = math.sqrt(self._history[-1].predicted_square)
+        while index > 0 and covered < steps:
             before = math.sqrt(self._history[index - 1].predicted_square)
             if covered >= RECENT_STEPS and abs(before / present - 1.0) > ALIKE:
                 break
             index -= 1
+            covered += self._history[index].steps
         return self._history[index:]
 
 
@@ -162,7 +170,3 @@ def why_unpredicted(direction: Direction, optimizer: str, numbers: Mapping[str, 
         if value == 0.0:
             return f"no {what}"
     return "no prediction is known with amsgrad" if numbers.get("amsgrad") else ""
-
-
-def _mean(values: Tensor) -> float:
-    return float(values.nanmean())

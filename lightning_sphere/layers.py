@@ -109,7 +109,10 @@ class KnownLayers:
         self._uninformative = 0
         layers = self.of(optimizer)
         if not layers:
-            _log.warning("%s steps no weight that is selected: nothing to measure of it", type(optimizer).__name__)
+            # Biases and gains have often an optimizer of their own: nobody need be warned.
+            matrices = any(p.dim() > 1 for group in optimizer.param_groups for p in group["params"])
+            level, name = logging.WARNING if matrices else logging.INFO, type(optimizer).__name__
+            _log.log(level, "%s steps no weight that is selected: nothing to measure of it", name)
         parameters, param_group = dict(self._model.named_parameters()), _param_groups(self._model, optimizer)
         stepped = {name: parameters[name] for name in param_group}
         probes = [_with_bias(layer, stepped) for layer in self.open_questions(layers)]

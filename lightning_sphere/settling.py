@@ -46,6 +46,8 @@ class LayerEquilibrium:
         steps_to_go: optimizer steps until equilibrium, at the present learning rate; 0 if settled, NaN where unknown.
         reason: why the state is unknown; empty otherwise.
         remaining: optimizer steps that are left in this run; ``None`` where unknown.
+        idle: groups that had no gradient of late, such as dead filters. All numbers are those of the others.
+        groups: all groups of the layer.
     """
 
     state: State
@@ -58,6 +60,8 @@ class LayerEquilibrium:
     steps_to_go: float
     reason: str = ""
     remaining: int | None = None
+    idle: int = 0
+    groups: int = 0
 
     @property
     def agrees(self) -> bool:
@@ -68,6 +72,9 @@ class LayerEquilibrium:
         """One line for people, angles in degrees."""
         if self.state == "unknown":
             return f"unknown: {self.reason}"
+        return self._told() + (f"; {self.idle} of {self.groups} groups had no gradient" if self.idle else "")
+
+    def _told(self) -> str:
         turned = f"turned by {degrees(self.measured_angle)} deg per step (RMS)"
         times = f"{times_of(self.ratio)} x the equilibrium's {degrees(self.predicted_angle)}"
         if self.state == "settled":
@@ -152,6 +159,7 @@ def settle(
     remaining: int | None = None,
     reason: str = "",
     span: float = math.inf,
+    idle: tuple[int, int] = (0, 0),
 ) -> LayerEquilibrium:
     """Judge one layer by its last recorded steps.
 
@@ -172,6 +180,7 @@ def settle(
         reason: why there is no prediction, if there is none; the state is then unknown.
         span: steps over which angle and trend were taken. What they say is of half of them ago, and a norm that stands
             still beside the prediction for less than half a time constant may be about to move.
+        idle: how many groups had no gradient, and how many there are.
 
     Returns:
         The layer's state; ``unknown`` with a reason where any number but ``predicted_norm`` and ``measured_norm`` is
@@ -190,6 +199,7 @@ def settle(
             to_go,
             reason,
             remaining,
+            *idle,
         )
 
     if not reason:
@@ -201,7 +211,8 @@ def settle(
     if abs(trend) * time_constant <= (STILL if agrees else STILL / 3.0) and (agrees or span >= time_constant / 2):
         return result("settled", ratio, 0.0)
     ago = span / 2 if math.isfinite(span) else 0.0
-    to_go = max(0.0, steps_to_go(ratio, trend, time_constant) - ago)
+    to_go = steps_to_go(ratio, trend, time_constant)
+    to_go = max(min(1.0, to_go), to_go - ago)
     return result("transient" if remaining is None or to_go <= remaining else "out of reach", ratio, to_go)
 
 

@@ -107,13 +107,13 @@ def radam(moments: Sequence[Moment]) -> Iterator[Update]:
         (beta1, beta2), (g, shrink) = h["betas"], decayed(moment)
         m = beta1 * m + (1 - beta1) * g
         v = beta2 * v + (1 - beta2) * g**2
-        a, b = m / (1 - beta1**t), np.ones_like(g)
+        a, b, rate = m / (1 - beta1**t), np.ones_like(g), h["lr"]
         longest = 2 / (1 - beta2) - 1
         rho = longest - 2 * t * beta2**t / (1 - beta2**t)
         if rho > 5:
-            a = a * np.sqrt((rho - 4) * (rho - 2) * longest / ((longest - 4) * (longest - 2) * rho))
+            rate = rate * np.sqrt((rho - 4) * (rho - 2) * longest / ((longest - 4) * (longest - 2) * rho))
             b = (np.sqrt(v) + h["eps"]) / np.sqrt(1 - beta2**t)
-        yield Update(a, b, h["lr"], shrink)
+        yield Update(a, b, rate, shrink)
 
 
 def adagrad(moments: Sequence[Moment]) -> Iterator[Update]:

@@ -126,7 +126,21 @@ def test_dead_filters_say_nothing() -> None:
         assert seen.after is not None
         assert not seen.moment.g[:3].any()
         squares += [angle_between(seen.moment.x[row].ravel(), seen.after[row].ravel()) ** 2 for row in (3, 4, 5)]
-    assert states["0"].measured_angle == pytest.approx(float(np.sqrt(np.mean(squares))), rel=1e-3)
+    state = states["0"]
+    assert state.measured_angle == pytest.approx(float(np.sqrt(np.mean(squares))), rel=1e-3)
+    living = [float(np.linalg.norm(watch.steps[-1]["0.weight"].moment.x[row])) for row in (3, 4, 5)]
+    assert state.measured_norm == pytest.approx(float(np.exp(np.mean(np.log(living)))), rel=1e-3)
+    assert (state.idle, state.groups) == (3, 6)
+    assert state.describe().endswith("; 3 of 6 groups had no gradient")
+
+
+def test_a_layer_of_which_all_filters_are_dead_is_unknown() -> None:
+    def silence(step: int, optimizer: Optimizer) -> None:
+        gain: nn.Parameter = optimizer.param_groups[0]["params"][1]
+        gain.data[:] = 0.0
+
+    states, _ = run(lambda p: optim.Adam(p, lr=0.1, weight_decay=0.1), 20, silence)
+    assert states["0"].describe() == "unknown: none of its groups had a gradient"
 
 
 @pytest.mark.parametrize(
@@ -165,7 +179,7 @@ def test_tensors_with_different_rates_have_none() -> None:
 def test_what_was_measured_a_while_ago_is_nearer_by_now() -> None:
     fresh, old, older = (settle(0.01, 1.0, 1000.0, 0.03, 1.0, 1e-3, span=span) for span in (0.0, 200.0, 2e6))
     assert fresh.steps_to_go == pytest.approx(old.steps_to_go + 100.0)
-    assert (older.state, older.steps_to_go) == ("transient", 0.0)
+    assert (older.state, older.steps_to_go) == ("transient", 1.0)
 
 
 def test_a_norm_that_stands_still_for_a_moment_beside_the_prediction_has_not_settled() -> None:

@@ -117,9 +117,10 @@ register(
 
 
 def _radam_scalars(n: Numbers) -> Scalars:
-    """``b = (sqrt(v) + eps) / sqrt(1 - beta2^t)`` and ``a = rect m_hat``; ``b = 1`` while the variance is not trusted.
+    """``b = (sqrt(v) + eps) / sqrt(1 - beta2^t)``; ``b = 1`` while the variance is not trusted.
 
-    Liu et al., arXiv 1908.03265, algorithm 2, with ``eps`` where torch adds it.
+    The rectification that follows is a warm-up of the rate. Liu et al., arXiv 1908.03265, algorithm 2, with ``eps``
+    where torch adds it.
     """
     adam, limit = _adam_scalars(n), 2.0 / (1.0 - n["beta2"]) - 1.0
     power = n["beta2"] ** n["step"]
@@ -127,9 +128,9 @@ def _radam_scalars(n: Numbers) -> Scalars:
     rectification = (length - 4) * (length - 2) * limit / ((limit - 4) * (limit - 2) * length)
     trusted = length > 5.0
     return Scalars(
-        rate=adam.rate,
+        rate=adam.rate * torch.where(trusted, rectification.clamp_min(0.0).sqrt(), 1.0),
         shrink=adam.shrink,
-        numerator=adam.numerator * torch.where(trusted, rectification.clamp_min(0.0).sqrt(), 1.0),
+        numerator=adam.numerator,
         root=torch.where(trusted, adam.root, 0.0),
         offset=torch.where(trusted, adam.root * n["eps"], 1.0),
     )
