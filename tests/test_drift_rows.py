@@ -76,3 +76,20 @@ def test_copies_in_the_hosts_memory_are_not_streamed_at_every_step(
     monkeypatch.setattr("lightning_sphere.measurement.reference.ReferenceWeights.near", False)
     record, _ = run(tmp_path, 12)
     assert known(record) == [0, 10, 11]
+
+
+def test_weights_that_an_unmeasured_step_has_turned_are_not_taken_for_those_of_the_last_measured_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So little that their norms tell nothing."""
+    monkeypatch.setattr(step, "REFERENCE_ALL", 0)
+    model = conv_net().double()
+    optimizer = optim.SGD(model.parameters(), 1e-10)
+    with SphereTracker(model, optimizer, tmp_path, every_n_steps=2, strict=True):
+        for images, classes in batches(4):
+            optimizer.zero_grad()
+            cross_entropy(model(images.double()), classes).backward()
+            optimizer.step()
+    record = read_run(tmp_path)
+    assert (record["angular_step"][:, 0] > 0).all()
+    assert known(record) == [0]

@@ -44,7 +44,7 @@ def plan_of(parameters: Mapping[str, nn.Parameter], groups: Sequence[ScaleGroup]
 
 
 def prepare(reference: ReferenceWeights, plan: Plan) -> None:
-    reference.prepare(plan, [slot.name for slot in plan.slots])
+    reference.prepare(plan)
 
 
 def measured(reference: ReferenceWeights, plan: Plan) -> dict[str, npt.NDArray[np.float64]]:

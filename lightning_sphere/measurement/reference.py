@@ -81,31 +81,30 @@ class ReferenceWeights:
         return " and ".join(sorted({copy.place for copy in self._copies.values()})) or "nowhere"
 
     @torch.no_grad()
-    def prepare(self, plan: Plan, names: Sequence[str]) -> None:
+    def prepare(self, plan: Plan) -> None:
         """Take the copies that are still missing; call it for each new plan, before its first step.
 
         Args:
             plan: what is measured from now on.
-            names: the parameter's name of each of the plan's slots.
         """
-        bearers = {name: id(slot.parameter) for name, slot in zip(names, plan.slots, strict=True)}
+        bearers = {slot.name: id(slot.parameter) for slot in plan.slots}
         self._copies = {key: copy for key, copy in self._copies.items() if bearers.get(copy.name, key) == key}
-        new: dict[int, tuple[str, Slot, Tensor]] = {}
-        for name, slot in zip(names, plan.slots, strict=True):
+        new: dict[int, tuple[Slot, Tensor]] = {}
+        for slot in plan.slots:
             known = self._copies.get(id(slot.parameter))
             if known is None or known.values.shape != slot.parameter.shape:
                 self._copies.pop(id(slot.parameter), None)
-                source = self._source(name, slot.parameter)
+                source = self._source(slot.name, slot.parameter)
                 if source is not None:
-                    new.setdefault(id(slot.parameter), (name, slot, source))
+                    new.setdefault(id(slot.parameter), (slot, source))
         held = sum(copy.values.nbytes for copy in self._copies.values() if copy.near)
-        wanted = sum(slot.parameter.nbytes for _, slot, _ in new.values())
+        wanted = sum(slot.parameter.nbytes for slot, _ in new.values())
         near = held + wanted <= DEVICE_LIMIT_MB * 2**20
-        for key, (name, slot, source) in new.items():
+        for key, (slot, source) in new.items():
             values, place = _copied(source, slot, near)
-            self._copies[key] = _Copy(name, slot.parameter, values, near, place)
+            self._copies[key] = _Copy(slot.name, slot.parameter, values, near, place)
             if self._given is not None:
-                self._given[name] = values  # lets go of the one that was given
+                self._given[slot.name] = values  # lets go of the one that was given
 
     def _source(self, name: str, parameter: nn.Parameter) -> Tensor | None:
         """What to copy for a parameter; ``None`` with the reason in :attr:`missing`."""

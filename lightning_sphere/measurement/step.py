@@ -68,7 +68,7 @@ class StepMeter:
         self._around: Around | None = None
         self._fresh = False  # whether the weights are still those after the ring's last step
         if self._drift:
-            reference.prepare(plan, [slot.name for slot in plan.slots])
+            reference.prepare(plan)
 
     @property
     def pending(self) -> bool:
@@ -109,9 +109,9 @@ class StepMeter:
         if self._divisor or self._numerator:
             tensors = [around.tensors(index, self._optimizer) for index in range(len(self.plan.slots))]
             if self._divisor:
-                reads = [direction.reads("second_moment", group) for group in self._optimizer.param_groups]
+                groups = self._optimizer.param_groups
                 known = [
-                    None if reads[slot.param_group] and not moved else at
+                    at if moved or not direction.reads("second_moment", groups[slot.param_group]) else None
                     for slot, at, moved in zip(self.plan.slots, tensors, around.stepped, strict=True)
                 ]
                 moments = _each(direction.second_moment, known, stateful=True)
@@ -122,8 +122,9 @@ class StepMeter:
                 sums.numerator(self.plan, row, self._scratch, around.copies, directions)
         if direction.known:
             pending.optimizer_step = self._counts()
-        early = self._recorded < REFERENCE_ALL and self._reference.near
-        if self._drift and (early or self._recorded % REFERENCE_EVERY == 0):
+        if self._drift and (
+            self._recorded % REFERENCE_EVERY == 0 or (self._recorded < REFERENCE_ALL and self._reference.near)
+        ):
             pending.reference = self._compared_with_reference()
         if self._asked and self._recorded % ASKED_EVERY == 0:
             pending.asked = asked(around, self._optimizer, direction, row[COLUMNS.index("xx")])
@@ -171,13 +172,18 @@ class StepMeter:
         kept = ((index, slot) for index, slot in enumerate(self.plan.slots) if reads[slot.param_group])
         return {index: p.grad.detach().clone() for index, slot in kept if (p := slot.parameter).grad is not None}
 
-    def _counts(self) -> Tensor:
-        """The optimizer's count of updates per tensor, float32 ``[slots]``; NaN for one not yet updated."""
+    def _counts(self) -> Tensor | None:
+        """The optimizer's count of updates per tensor, float32 ``[slots]``, NaN for one not yet updated.
+
+        ``None`` where it does not count.
+        """
         optimizer = self._optimizer
         counts = [
             count_of(optimizer.state.get(slot.parameter, {}), optimizer.param_groups[slot.param_group])
             for slot in self.plan.slots
         ]
+        if all(count is None for count in counts):
+            return None
         # Adam keeps its counts on the host, capturable and fused variants on the device: they are only copied here.
         device = next((count.device for count in counts if isinstance(count, Tensor)), torch.device("cpu"))
 
