@@ -313,6 +313,8 @@ if rank == 0:
 seen["broken"] = epochs_of(f"{{folder}}/broken", devices=2, strategy="ddp")
 with open(f"{{folder}}/{{rank}}.json", "w") as file:
     json.dump(seen, file)
+torch.distributed.barrier()  # a process that ends while gloo's threads still run may abort
+torch.distributed.destroy_process_group()
 """
 
 
