@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-import torch
-from jaxtyping import Float64
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
 from lightning_sphere.directions import Direction
+from lightning_sphere.equilibrium import Prediction
 from lightning_sphere.settling import LayerEquilibrium, settle
+from lightning_sphere.statistics import Array, LayerGroups
 
 RECENT_STEPS = 50
 """Recorded steps, at least, over which angles are compared with the equilibrium's and the norm's trend is taken: one
@@ -28,20 +29,97 @@ KEPT = 200
 
 
 @dataclass(frozen=True)
-class LayerSteps:
-    """Some recorded steps of one layer's invariant groups; float64 ``[steps, groups]``."""
+class GroupSteps:
+    """Some recorded steps of all groups of some layers; arrays are float64 ``[steps, groups]``."""
 
-    angle: Float64[Tensor, "steps groups"]
-    predicted_angle: Float64[Tensor, "steps groups"]
-    predicted_norm: Float64[Tensor, "steps groups"]
-    time_constant: Float64[Tensor, "steps groups"]
-    square: Float64[Tensor, "steps groups"]
-    """Square of the norm before each step."""
-    growth: Float64[Tensor, "steps groups"]
+    angle: Array
+    predicted: Prediction
+    square: Array
+    """Square of the norm before each step; NaN for a skipped one."""
+    growth: Array
     """Change of the norm's logarithm by each step."""
-    gradient_square: Float64[Tensor, "steps groups"]
-    lost: Float64[Tensor, "measured groups"]
-    """Share of the update lost, at the steps where that was measured, if any."""
+    gradient_square: Array
+    lost: Array
+    """Share of the update lost, at the steps where that was measured, if any: ``[measured, groups]``."""
+
+
+@dataclass(frozen=True)
+class LayerSteps:
+    """The same steps of one layer's invariant groups, as far as the groups had a gradient."""
+
+    steps: int
+    """How many were not skipped, at least one."""
+    growth: float
+    """Sum over the steps of the change of the norm's logarithm, mean over the groups."""
+    angle_square: float
+    """Means over steps and groups of the angle's square, measured and predicted."""
+    predicted_square: float
+    norm: float
+    """Geometric means over the groups before the last step."""
+    predicted_norm: float
+    time_constant: float
+    """Median over the groups at the last step."""
+    lost: float | None
+    """Mean share of the update lost where that was last measured; ``None`` where it was not."""
+    groups: int
+    idle: int
+    """Groups without any gradient."""
+
+
+def condense(
+    steps: GroupSteps, places: LayerGroups, claimed: npt.NDArray[np.bool_]
+) -> Iterator[tuple[int, int, LayerSteps]]:
+    """From groups to layers.
+
+    Args:
+        steps: at least one.
+        places: where the groups of each layer are.
+        claimed: which groups are invariant, bool ``[groups]``.
+
+    Yields:
+        Index of a layer that has invariant groups and took a step, its last step, and what there is to know of it.
+    """
+    taken = places.total(~np.isnan(steps.square)) > 0  # [steps, layers]
+    alive = (steps.gradient_square > 0) & claimed
+    if not taken.all():
+        alive &= places.per_group(taken)
+    last = len(taken) - 1 - np.argmax(taken[::-1], axis=0)
+    living, row = alive.any(0), places.per_group(last)
+
+    def mean(values: Array) -> Array:
+        """Over steps and groups."""
+        known = alive & ~np.isnan(values)
+        total = places.total(np.add.reduce(values, axis=0, where=known))
+        return np.asarray(total / places.total(np.count_nonzero(known, axis=0)))
+
+    def living_mean(values: Array) -> Array:
+        """Over the living groups, ``[groups]`` -> ``[layers]``."""
+        known = living & ~np.isnan(values)
+        return np.asarray(places.total(np.where(known, values, 0.0)) / places.total(known))
+
+    def at_last(values: Array) -> Array:
+        return np.asarray(np.take_along_axis(values, row[None], axis=0)[0])
+
+    moved = alive & ~np.isnan(steps.growth)
+    growth = places.total(np.where(moved, steps.growth, 0.0)) / places.total(moved)
+    time = np.where(living, at_last(steps.predicted.time_constant.numpy()), np.nan)
+    columns = (
+        taken.sum(0),
+        np.nan_to_num(growth, nan=0.0).sum(0),
+        mean(np.square(steps.angle)),
+        mean(np.square(steps.predicted.angle.numpy())),
+        np.exp(living_mean(np.log(np.sqrt(at_last(steps.square))))),
+        np.exp(living_mean(np.log(at_last(steps.predicted.norm.numpy())))),
+        places.lower_median(time),
+        living_mean(steps.lost[-1]) if len(steps.lost) else np.full(len(last), None),
+        places.total(claimed),
+        places.total(claimed & ~living),
+    )
+    found = zip(last.tolist(), zip(*(column.tolist() for column in columns), strict=True), strict=True)
+    for index, (at, numbers) in enumerate(found):
+        state = LayerSteps(*numbers)
+        if state.steps and state.groups:
+            yield index, at, state
 
 
 @dataclass(frozen=True)
@@ -85,30 +163,21 @@ class Balance:
         """Add recorded steps.
 
         Args:
-            steps: at least one, none of them skipped.
+            steps: what there is to know of them.
             reason: why no equilibrium is predicted, if none is.
         """
-        alive = steps.gradient_square > 0
-
-        def mean(values: Tensor) -> float:
-            return float(torch.where(alive, values, torch.nan).nanmean())
-
-        growth = torch.where(alive, steps.growth, torch.nan).nanmean(1).nan_to_num(0.0)
-        angle, predicted = mean(steps.angle.square()), mean(steps.predicted_angle.square())
-        self._history.append(_Entry(len(alive), float(growth.sum()), angle, predicted))
+        self._history.append(_Entry(steps.steps, steps.growth, steps.angle_square, steps.predicted_square))
         if len(self._history) > KEPT:
             older, newer = self._history[:-RECENT_STEPS], self._history[-RECENT_STEPS:]
             pairs = zip(older[::2], older[1::2], strict=False)
             self._history = [one + other for one, other in pairs] + older[len(older) // 2 * 2 :] + newer
-        living = alive.any(0)
-        self._groups, self._idle = len(living), int((~living).sum())
-        self._norm = float(steps.square[-1, living].sqrt().log().nanmean().exp())
-        self._predicted_norm = float(steps.predicted_norm[-1, living].log().nanmean().exp())
-        self._time_constant = float(steps.time_constant[-1, living].nanmedian())
-        unknown = math.isnan(self._time_constant)
-        self._reason = (reason or "none of its groups had a gradient" * (not living.any())) if unknown else ""
-        if len(steps.lost):
-            self._lost = float(steps.lost[-1, living].nanmean())
+        self._groups, self._idle = steps.groups, steps.idle
+        self._norm, self._predicted_norm = steps.norm, steps.predicted_norm
+        self._time_constant = steps.time_constant
+        unknown, dead = math.isnan(self._time_constant), steps.idle == steps.groups
+        self._reason = (reason or "none of its groups had a gradient" * dead) if unknown else ""
+        if steps.lost is not None:
+            self._lost = steps.lost
 
     def judge(self, remaining: int | None) -> LayerEquilibrium | None:
         """How far the layer is from its equilibrium; ``None`` before the first step.

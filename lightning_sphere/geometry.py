@@ -18,15 +18,19 @@ All of it is computed in float64 from sums that the hot path accumulated.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
 PerGroup: TypeAlias = Float64[Tensor, "steps groups"]
+
+TILE = 1 << 14
+"""Numbers in a tile at most: its intermediate results stay in the cache, and torch starts no threads for so few."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,64 @@ class InnerProducts:
     ad: PerGroup | None = None
     """``<a, D>``; ``None`` also where ``b = 1``, so that nothing is deformed."""
 
+    # What several quantities share is computed once.
+
+    @cached_property
+    def radius(self) -> PerGroup:
+        """``r = |x|``"""
+        return self.xx.sqrt()
+
+    @cached_property
+    def turned_square(self) -> PerGroup:
+        """``|D_perp|^2``"""
+        return tangential_square(self.dd, self.xd, self.xx)
+
+    @cached_property
+    def stretch(self) -> PerGroup:
+        """``1 + <x,D>/<x,x>``"""
+        return 1.0 + self.xd / self.xx
+
+    @cached_property
+    def across(self) -> PerGroup:
+        """``|D_perp| = |x'| sin(theta)``"""
+        return self.turned_square.sqrt()
+
+    @cached_property
+    def along(self) -> PerGroup:
+        """``r + <D,u> = |x'| cos(theta)``"""
+        return self.radius * self.stretch
+
+    @cached_property
+    def angle(self) -> PerGroup:
+        """``theta``"""
+        return torch.atan2(self.across, self.along)
+
+    @cached_property
+    def divisor(self) -> PerGroup:
+        """``nu``"""
+        return (self.xx * self.bb / self.size).sqrt()
+
+    @cached_property
+    def slope(self) -> PerGroup:
+        """``r |g_perp|``"""
+        return (self.xx * tangential_square(self.gg, self.gx, self.xx)).sqrt()
+
+    def part(self, steps: slice, groups: slice) -> InnerProducts:
+        """Some steps of some groups, as views."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        size = values.pop("size")[groups]
+        cut: dict[str, Any] = {name: None if value is None else value[steps, groups] for name, value in values.items()}
+        return InnerProducts(size=size, **cut)
+
+
+def tiles(steps: int, groups: int) -> Iterator[tuple[slice, slice]]:
+    """Cut ``[steps, groups]`` into rectangles of at most ``TILE`` numbers."""
+    for start in range(0, groups, TILE):
+        columns = slice(start, min(start + TILE, groups))
+        rows = max(1, TILE // (columns.stop - start))
+        for first in range(0, steps, rows):
+            yield slice(first, min(first + rows, steps)), columns
+
 
 def tangential_square(aa: PerGroup, ax: PerGroup, xx: PerGroup) -> PerGroup:
     """``|a_perp|^2 = <a,a> - <a,x>^2/<x,x>``, not below 0 where rounding would make it so."""
@@ -67,7 +129,7 @@ def tangential_square(aa: PerGroup, ax: PerGroup, xx: PerGroup) -> PerGroup:
 
 def norm(s: InnerProducts) -> PerGroup:
     """``r = |x|``."""
-    return s.xx.sqrt()
+    return s.radius
 
 
 def angular_step(s: InnerProducts) -> PerGroup:
@@ -75,12 +137,12 @@ def angular_step(s: InnerProducts) -> PerGroup:
 
     Its floor is about ``1e-8 |D|/r``, where ``D`` is radial up to rounding of the float64 sums.
     """
-    return angle_between(s.xx, s.xd, s.dd)
+    return s.angle
 
 
 def second_moment(s: InnerProducts) -> PerGroup:
     """``nu = r |b| / sqrt(d)``; equals ``r`` where ``b = 1``."""
-    return (s.xx * s.bb / s.size).sqrt()
+    return s.divisor
 
 
 def effective_lr(s: InnerProducts) -> PerGroup:
@@ -89,19 +151,18 @@ def effective_lr(s: InnerProducts) -> PerGroup:
     NaN where the optimizer took no step for the group (no gradient), where its tensors have different learning rates,
     and where a divisor is unknown or has never seen a gradient.
     """
-    rate = s.lr / (s.xx.sqrt() * second_moment(s)) / (1.0 + s.xd / s.xx)
+    rate = s.lr / (s.radius * s.divisor) / s.stretch
     return torch.where(s.gg.isnan(), torch.nan, rate)
 
 
 def gradient_norm(s: InnerProducts) -> PerGroup:
     """``|grad L(u)| = r |g_perp|``."""
-    return (s.xx * tangential_square(s.gg, s.gx, s.xx)).sqrt()
+    return s.slope
 
 
 def spherical_lr(s: InnerProducts) -> PerGroup:
     """``tan(theta) / |grad L(u)|``; NaN where the gradient is zero."""
-    gradient = gradient_norm(s)
-    return torch.where(gradient > 0, angular_step(s).tan() / gradient, torch.nan)
+    return torch.where(s.slope > 0, s.across / s.along / s.slope, torch.nan)
 
 
 def radial_fraction(s: InnerProducts) -> PerGroup:
@@ -126,7 +187,7 @@ def deformation_angle(s: InnerProducts) -> PerGroup:
     """
     if s.aa is None or s.ax is None:
         return torch.full_like(s.xx, torch.nan)
-    a, d = tangential_square(s.aa, s.ax, s.xx), tangential_square(s.dd, s.xd, s.xx)
+    a, d = tangential_square(s.aa, s.ax, s.xx), s.turned_square
     if s.ad is None:
         return torch.where(a > 0, torch.zeros_like(a), torch.nan)
     along = s.ax * s.xd / s.xx - s.ad
@@ -178,4 +239,9 @@ def evaluate(s: InnerProducts, names: Sequence[str]) -> Float64[Tensor, "quantit
     Returns:
         float64 of shape ``[quantities, steps, groups]``; NaN where unknown.
     """
-    return torch.stack([FORMULAS[name](s) for name in names])
+    result = torch.empty(len(names), *s.xx.shape, dtype=s.xx.dtype, device=s.xx.device)
+    for rows, columns in tiles(*s.xx.shape):
+        part = s.part(rows, columns)
+        for found, name in zip(result, names, strict=True):
+            found[rows, columns] = FORMULAS[name](part)
+    return result

@@ -8,7 +8,6 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from lightning_sphere.quantities import STATS
 from lightning_sphere.statistics import spread
@@ -70,8 +69,7 @@ def summary_scalars(recording: Recording, *, per_layer: bool = False) -> dict[st
     """
     schema, table = recording.schema, recording.table
     medians = table[..., MEDIAN]
-    shown = torch.from_numpy(medians[:, shown_layers(schema)])
-    over_layers = spread(shown.transpose(1, 2)).numpy()  # [steps, quantities, 3]
+    over_layers = spread(medians[:, shown_layers(schema)].swapaxes(1, 2))  # [steps, quantities, 3]
     if recording.partial is not None and not recording.partial.all():
         over_layers[recording.partial] = np.nan
     curves: dict[str, npt.NDArray[np.float32]] = {}

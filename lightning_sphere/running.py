@@ -2,39 +2,96 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+import math
+from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_sphere.balance import Balance, LayerSteps, why_unpredicted
+from lightning_sphere.balance import Balance, GroupSteps, condense, why_unpredicted
 from lightning_sphere.directions import Direction
 from lightning_sphere.equilibrium import Prediction
-from lightning_sphere.geometry import angle_between, angular_step, gradient_norm, radius_growth
+from lightning_sphere.geometry import angle_between, tiles
 from lightning_sphere.groups import ScaleGroup
 from lightning_sphere.measurement.collect import Collected
 from lightning_sphere.settling import LayerEquilibrium
+from lightning_sphere.statistics import Array, LayerGroups
 
 FADE = 0.99
 """Weight, in the mean square of gradients, of a recorded step against the one after it."""
 
+MEASURED = ("angular_step", "gradient_norm", "radius_growth")
+"""Formulas of :mod:`lightning_sphere.geometry` that are followed."""
 
-@dataclass
-class _Layer:
-    """What is remembered of one layer; tensors are float64 ``[blocks]``."""
 
-    cut: ScaleGroup
-    path: Tensor
-    fourth: Tensor
-    """The norm to the fourth that follows from the gradients; NaN before the first step."""
-    square: Tensor
-    """Weighted sum of ``|x|^2 |g|^2``, and the sum of the weights."""
-    weight: Tensor
-    begun: Tensor
-    """Whether the path has begun, bool."""
-    balance: Balance
+class _Memory:
+    """What is remembered of some layers, one after another; arrays are float64 ``[groups]``.
+
+    Args:
+        layers: the layers.
+        every_n_steps: measured steps are so many steps apart.
+    """
+
+    def __init__(self, layers: Sequence[ScaleGroup], every_n_steps: int) -> None:
+        self.layers, self.places = tuple(layers), LayerGroups(layers)
+        invariant = np.array([layer.invariant for layer in layers], dtype=bool)
+        self.claimed = self.places.counting & self.places.per_group(invariant)
+        """Which groups are invariant, bool."""
+        count = self.places.count
+        self.path = np.zeros(count)
+        self.begun = np.zeros(count, dtype=bool)
+        """Whether the path has begun."""
+        self.fourth = np.full(count, np.nan)
+        """The norm to the fourth that follows from the gradients; NaN before the first step."""
+        self.square, self.weight = np.zeros(count), np.zeros(count)
+        """Weighted sum of ``|x|^2 |g|^2``, and the sum of the weights."""
+        self.balances = [Balance(every_n_steps) for _ in layers]
+
+    def take_over(self, index: int, other: _Memory, there: int) -> None:
+        """Remember of a layer what another memory does, if it is cut into the same groups there."""
+        one, known = self.layers[index], other.layers[there]
+        if (one.parts, one.blocks) == (known.parts, known.blocks):
+            for name in ("path", "begun", "fourth", "square", "weight"):
+                getattr(self, name)[self.places.of(index)] = getattr(other, name)[other.places.of(there)]
+            self.balances[index] = other.balances[there]
+
+
+class _DiffersError(Exception):
+    """A number is not the same for all groups."""
+
+
+class _Numbers(Mapping[str, Tensor]):
+    """An optimizer's numbers at some steps, made when they are read.
+
+    Args:
+        numbers: float64 ``[steps, layers]`` by name.
+        steps: which.
+        layer: each group's layer, int64 ``[groups]``, for numbers of shape ``[steps, groups]``. ``None`` for the shape
+            ``[steps, 1]``, and :class:`_DiffersError` for a number that differs.
+    """
+
+    def __init__(self, numbers: Mapping[str, Tensor], steps: slice, layer: Array | None) -> None:
+        self._numbers, self._steps, self._layer = numbers, steps, layer
+
+    def __getitem__(self, name: str) -> Tensor:
+        values = self._numbers[name].numpy()[self._steps]
+        if self._layer is not None:
+            return torch.from_numpy(np.take(values, self._layer, axis=1))
+        if not _same(values):
+            raise _DiffersError(name)
+        return torch.from_numpy(values[:, :1].copy())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._numbers)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+
+def _same(values: Array) -> bool:
+    """Whether all layers have the same numbers, ``[steps, layers]``."""
+    return np.array_equal(values, np.broadcast_to(values[:, :1], values.shape), equal_nan=True)
 
 
 class Running:
@@ -47,11 +104,17 @@ class Running:
 
     def __init__(self, *, every_n_steps: int = 1, from_start: bool = True) -> None:
         self._every, self._from_start = every_n_steps, from_start
-        self._layers: dict[str, _Layer] = {}
+        self._places: dict[str, tuple[_Memory, int]] = {}
 
+    @np.errstate(all="ignore")
     def take(
-        self, collected: Collected, layers: Sequence[ScaleGroup], direction: Direction, optimizer: str
-    ) -> dict[str, Tensor]:
+        self,
+        collected: Collected,
+        layers: Sequence[ScaleGroup],
+        direction: Direction,
+        optimizer: str,
+        measured: Mapping[str, Array],
+    ) -> dict[str, Array]:
         """Add recorded steps.
 
         Args:
@@ -59,64 +122,61 @@ class Running:
             layers: whose groups come first in it.
             direction: of the optimizer.
             optimizer: its name, for people.
+            measured: what the formulas named in ``MEASURED`` give of these steps and groups, ``[steps, groups]``.
 
         Returns:
             By name of the quantity: float64 ``[steps, groups]`` of ``equilibrium_ratio``, ``adam_equivalence`` and
             ``path_length``, ``[measured steps, groups]`` of ``drift``, ``straightness`` and ``lost_update``.
         """
-        states = [self._state(layer) for layer in layers]
-        blocks = torch.tensor([layer.blocks for layer in layers], device="cpu")
-        total = int(blocks.sum())
-        claimed = torch.cat([_claimed(layer) for layer in layers])
-        products = collected.products
+        memory = self._memory(layers)
+        total = memory.places.count
+        theta, slope, growth = (measured[name][:, :total] for name in MEASURED)
+        xx, gg = (values[:, :total].numpy() for values in (collected.products.xx, collected.products.gg))
 
-        def cat(name: str) -> Tensor:
-            return torch.cat([getattr(state, name) for state in states])
-
-        def keep(name: str, values: Tensor) -> None:
-            for state, part in zip(states, torch.split(values, blocks.tolist()), strict=True):
-                setattr(state, name, part.clone())
-
-        def per_group(values: Tensor) -> Tensor:
-            return values[:, : len(layers)].repeat_interleave(blocks, dim=1)
-
-        theta = angular_step(products)[:, :total]
-        known = ~theta.isnan()
-        begun = torch.cat([cat("begun").unsqueeze(0), known]).cumsum(0) > 0
+        known = ~np.isnan(theta)
+        begun = np.logical_or.accumulate(np.concatenate([memory.begun[None], known]))
         # Each angle counts for the steps that were left out since the one before.
-        path = cat("path") + torch.where(known, theta, 0.0).mul(torch.where(begun[:-1], self._every, 1)).cumsum(0)
-        keep("path", path[-1])
-        keep("begun", begun[-1])
+        apart = collected.apart.numpy()[:, None]
+        turned = np.where(known, theta, 0.0) * np.where(begun[:-1], apart, 1)
+        path = memory.path + turned.cumsum(0)
+        memory.path, memory.begun = path[-1].copy(), begun[-1].copy()
 
-        square, weight = _faded(cat("square"), cat("weight"), (products.xx * products.gg)[:, :total])
-        keep("square", square[-1])
-        keep("weight", weight[-1])
-        numbers = {name: per_group(values) for name, values in collected.numbers.items()}
-        predicted = self._predict(direction, numbers, products.size[:total], square / weight, theta)
+        mean_square, memory.square, memory.weight = _faded(memory.square, memory.weight, xx * gg)
+        layer = memory.places.per_group(np.arange(len(layers)))
+        predicted = _predicted(direction, collected, layer, mean_square)
 
-        fourth = cat("fourth")
+        ratio = theta / predicted.angle.numpy()
+        equivalence = np.full_like(theta, np.nan)
         if direction.radius is not None and self._every == 1:
-            grad = gradient_norm(products)[:, :total]
-            gain, decay = direction.radius(numbers)
-            before = products.xx[:, :total]
-            after = before * torch.exp(2.0 * radius_growth(products)[:, :total])
-            equivalence, fourth = _follow(fourth, before, after, 1.0 - gain * decay, gain, grad)
-            keep("fourth", fourth)
-        else:
-            equivalence = torch.full_like(theta, torch.nan)
+            after = xx * np.exp(2.0 * growth)
+            gain, decay = (values.numpy() for values in direction.radius(collected.numbers))
+            keep, rate = (
+                values[:, :1] if _same(values) else np.take(values, layer, axis=1)
+                for values in (1.0 - gain * decay, gain)
+            )
+            anew = apart[:, 0] > 1
+            equivalence, memory.fourth = _follow(memory.fourth, xx, after, keep, rate, slope, anew)
+        for values in (ratio, equivalence):
+            values[:, ~memory.claimed] = np.nan
 
         reference = collected.reference.sums[..., :total]
-        drift = angle_between(*reference.unbind(1))
+        drift = angle_between(*reference.unbind(1)).numpy()
         rows = list(collected.reference.rows)
-        straightness = drift / path[rows] if self._from_start else torch.full_like(drift, torch.nan)
-        asked, unmoved, *_ = collected.asked.sums[..., :total].unbind(1)
+        straightness = drift / path[rows] if self._from_start else np.full_like(drift, np.nan)
+        asked, unmoved, *_ = collected.asked.sums[..., :total].numpy().swapaxes(0, 1)
         lost = unmoved / asked
-        why = partial(why_unpredicted, direction, optimizer)
-        self._balance(states, collected, theta, predicted, lost, claimed, why)
+        steps = GroupSteps(theta, predicted, xx, growth, gg, lost)
+        for index, last, state in condense(steps, memory.places, memory.claimed):
+            reason = ""
+            if math.isnan(state.time_constant):
+                numbers = {name: float(values[last, index]) for name, values in collected.numbers.items()}
+                reason = why_unpredicted(direction, optimizer, numbers)
+            memory.balances[index].take(state, reason)
+        path[~known] = np.nan
         return {
-            "equilibrium_ratio": torch.where(claimed, theta / predicted.angle, torch.nan),
-            "adam_equivalence": torch.where(claimed, equivalence, torch.nan),
-            "path_length": torch.where(theta.isnan(), torch.nan, path),
+            "equilibrium_ratio": ratio,
+            "adam_equivalence": equivalence,
+            "path_length": path,
             "drift": drift,
             "straightness": straightness,
             "lost_update": lost,
@@ -129,83 +189,79 @@ class Running:
             name: of the layer.
             remaining: optimizer steps left in the run, if that is known.
         """
-        state = self._layers.get(name)
-        return state.balance.judge(remaining) if state is not None and state.cut.invariant else None
+        if name not in self._places:
+            return None
+        memory, index = self._places[name]
+        return memory.balances[index].judge(remaining) if memory.layers[index].invariant else None
 
-    def _state(self, layer: ScaleGroup) -> _Layer:
-        known = self._layers.get(layer.name)
-        if known is None or (known.cut.parts, known.cut.blocks) != (layer.parts, layer.blocks):
-            zeros = torch.zeros(layer.blocks, dtype=torch.float64, device="cpu")
-            known = _Layer(layer, zeros, zeros + torch.nan, zeros, zeros, zeros > 0, Balance(self._every))
-            self._layers[layer.name] = known
-        known.cut = layer
-        return known
-
-    def _predict(
-        self, direction: Direction, numbers: dict[str, Tensor], size: Tensor, mean_square: Tensor, like: Tensor
-    ) -> Prediction:
-        if direction.equilibrium is None:
-            unknown = torch.full_like(like, torch.nan)
-            return Prediction(unknown, unknown, unknown)
-        return direction.equilibrium(numbers, size, mean_square)
-
-    def _balance(
-        self,
-        states: Sequence[_Layer],
-        collected: Collected,
-        theta: Tensor,
-        predicted: Prediction,
-        lost: Tensor,
-        claimed: Tensor,
-        why: Callable[[Mapping[str, float]], str],
-    ) -> None:
-        """Note what tells whether each layer is in equilibrium."""
-        products, stop = collected.products, 0
-        growth = radius_growth(products)
-        steps = (theta, predicted.angle, predicted.norm, predicted.time_constant, products.xx, growth, products.gg)
-        for index, state in enumerate(states):
-            start, stop = stop, stop + state.cut.blocks
-            members = torch.arange(start, stop, device="cpu")[claimed[start:stop]]
-            taken = (~products.xx[:, start:stop].isnan().all(1)).nonzero()
-            if len(taken) and len(members):
-                last = int(taken[-1])
-                numbers = {name: float(values[last, index]) for name, values in collected.numbers.items()}
-                mine = [*(values[taken, members] for values in steps), lost[:, members]]
-                state.balance.take(LayerSteps(*mine), why(numbers))
+    def _memory(self, layers: Sequence[ScaleGroup]) -> _Memory:
+        """The memory of just these layers, with what is known of any of them."""
+        known = self._places.get(layers[0].name)
+        if known is not None and len(known[0].layers) == len(layers):  # noqa: SIM102
+            if all(one is other for one, other in zip(known[0].layers, layers, strict=True)):
+                return known[0]
+        memory = _Memory(layers, self._every)
+        for index, layer in enumerate(layers):
+            if layer.name in self._places:
+                memory.take_over(index, *self._places[layer.name])
+            self._places[layer.name] = memory, index
+        return memory
 
 
-def _claimed(layer: ScaleGroup) -> Tensor:
-    """Which groups of a layer are invariant, bool ``[blocks]``."""
-    if layer.members is None or not layer.invariant:
-        return torch.full((layer.blocks,), layer.invariant, device="cpu")
-    return torch.zeros(layer.blocks, dtype=torch.bool, device="cpu").index_fill_(
-        0, torch.tensor(layer.members, dtype=torch.int64, device="cpu"), True
-    )
-
-
-def _faded(total: Tensor, weight: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """An exponentially weighted sum and its weight after each of some steps; unknown values count for nothing.
+def _predicted(direction: Direction, collected: Collected, layer: Array, mean_square: Array) -> Prediction:
+    """The equilibrium of all groups at all steps.
 
     Args:
-        total: the sum so far, ``[groups]``.
-        weight: its weight so far.
+        direction: of the optimizer.
+        collected: the steps.
+        layer: each group's layer, int64 ``[groups]``.
+        mean_square: of the gradients on the sphere, ``[steps, groups]``.
+    """
+    shape = mean_square.shape
+    found = Prediction(*(torch.full(shape, torch.nan, dtype=torch.float64, device="cpu") for _ in range(3)))
+    if direction.equilibrium is None:
+        return found
+    size, square = collected.products.size[: len(layer)], torch.from_numpy(mean_square)
+    for rows, some in tiles(*shape):
+        rest = size[some], square[rows, some]
+        try:
+            own = direction.equilibrium(_Numbers(collected.numbers, rows, None), *rest)
+        except _DiffersError:
+            own = direction.equilibrium(_Numbers(collected.numbers, rows, layer[some]), *rest)
+        found.angle[rows, some] = own.angle
+        found.norm[rows, some] = own.norm
+        found.time_constant[rows, some] = own.time_constant
+    return found
+
+
+def _faded(total: Array, weight: Array, values: Array) -> tuple[Array, Array, Array]:
+    """The exponentially weighted mean after each of some steps; unknown values count for nothing.
+
+    Args:
+        total: the weighted sum so far, ``[groups]``.
+        weight: the sum of the weights so far.
         values: ``[steps, groups]``.
 
     Returns:
-        Sum and weight, ``[steps, groups]``: their ratio is the mean.
+        The mean, ``[steps, groups]``, and both sums after the last step.
     """
-    totals, weights = [], []
-    known = values.isfinite()
-    for value, counts in zip(torch.where(known, values, 0.0), known, strict=True):
-        total, weight = FADE * total + value, FADE * weight + counts
-        totals.append(total)
-        weights.append(weight)
-    return torch.stack(totals), torch.stack(weights)
+    known = np.isfinite(values)
+    counted = np.where(known, values, 0.0)
+    mean = np.empty_like(values)
+    total, weight = total.copy(), weight.copy()
+    with np.errstate(invalid="ignore", divide="ignore"):
+        for step in range(len(values)):
+            total *= FADE
+            total += counted[step]
+            weight *= FADE
+            weight += known[step]
+            np.divide(total, weight, out=mean[step])
+    return mean, total, weight
 
 
 def _follow(
-    fourth: Tensor, before: Tensor, after: Tensor, keep: Tensor, rate: Tensor, slope: Tensor
-) -> tuple[Tensor, Tensor]:
+    fourth: Array, before: Array, after: Array, keep: Array, rate: Array, slope: Array, anew: Array
+) -> tuple[Array, Array]:
     """``r'^4`` against the norm to the fourth that follows from the gradients (Roburin et al., SGD as AdamG*).
 
     ``R <- keep^4 R + 2 keep^2 turn^2`` with ``keep = 1 - lr wd`` and ``turn = lr |grad L(u)|``; exact up to ``lr^4``.
@@ -215,18 +271,23 @@ def _follow(
         fourth: ``R`` so far, ``[groups]``; NaN where it begins with the first known norm.
         before: ``r^2`` before each step, ``[steps, groups]``.
         after: ``r'^2``.
-        keep: see above.
-        rate: the learning rate.
+        keep: see above, ``[steps, groups]`` or ``[steps, 1]``.
+        rate: the learning rate, the same.
         slope: ``|grad L(u)|``; NaN where a step had no gradient, and the optimizer took none.
+        anew: at which steps ``R`` begins again, for the steps before are not known; bool ``[steps]``.
 
     Returns:
         The ratio, ``[steps, groups]``, and ``R`` after the last step.
     """
-    ratios = torch.empty_like(before)
+    kept, idle = np.square(keep), np.isnan(slope)
+    factor, gained = np.square(kept), 2.0 * kept * np.square(rate * slope)
+    if idle.any():
+        factor, gained = np.where(idle, 1.0, factor), np.where(idle, 0.0, gained)
+    start, fourth = np.square(before), fourth.copy()
+    ratios = np.square(after)
     for step in range(len(before)):
-        fourth = torch.where(fourth.isnan(), before[step].square(), fourth)
-        kept = keep[step].square()
-        moved = kept.square() * fourth + 2.0 * kept * (rate[step] * slope[step]).square()
-        fourth = torch.where(slope[step].isnan(), fourth, moved)
-        ratios[step] = after[step].square() / fourth
+        np.copyto(fourth, start[step], where=np.isnan(fourth) | anew[step])
+        fourth *= factor[step]
+        fourth += gained[step]
+        ratios[step] /= fourth
     return ratios, fourth

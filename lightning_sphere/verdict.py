@@ -23,11 +23,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
-import torch
-from jaxtyping import Bool, Float64
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
 Outcome = Literal["verified", "contradicted", "not yet seen", "eps dominates"]
 
@@ -99,12 +98,13 @@ class Verdict:
         return self.verified / self.seen if self.seen else math.nan
 
 
-PerGroup = Float64[Tensor, " groups"]
+PerGroup: TypeAlias = npt.NDArray[Any]
+"""float64 ``[groups]``, or bool."""
 
 
 def judge(
     residual: PerGroup, first: PerGroup, size: PerGroup, eps_share: PerGroup
-) -> tuple[Bool[Tensor, " groups"], Bool[Tensor, " groups"], Bool[Tensor, " groups"]]:
+) -> tuple[PerGroup, PerGroup, PerGroup]:
     """Sort groups by what their residual says.
 
     Args:
@@ -116,9 +116,9 @@ def judge(
     Returns:
         Which are verified, which are dominated by ``eps``, which are contradicted.
     """
-    seen = ~residual.isnan() & (size > 1)
-    limit = LARGE / size.sqrt()
-    large = residual > torch.where(first <= limit, ONCE_VERIFIED * limit, limit)
+    seen = ~np.isnan(residual) & (size > 1)
+    limit = LARGE / np.sqrt(size)
+    large = residual > np.where(first <= limit, ONCE_VERIFIED * limit, limit)
     explained = residual <= EXPLAINS * eps_share
     dominated = seen & explained & (residual > PRACTICAL)
     contradicted = seen & large & ~explained

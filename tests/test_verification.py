@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,8 +19,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from lightning_sphere import GroupPart, ScaleGroup, SphereMonitor, SphereTracker, read_run
-from lightning_sphere.epsilon import rescaled_share, running_share
+from lightning_sphere.epsilon import Norms, NormStatistics, rescaled_share
 from lightning_sphere.geometry import InnerProducts
+from lightning_sphere.measurement.transfer import Transfer
 from lightning_sphere.recording import Recording
 from lightning_sphere.verdict import judge, outcome_of
 from lightning_sphere.verification import FIRST_STEPS, RECENT_STEPS, Ledger, Verification
@@ -270,8 +273,15 @@ def test_the_description_is_written_again_only_when_an_outcome_changes(tmp_path:
 # ------------------------------------------------------------------ pure parts
 
 
-def double(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
+Array = npt.NDArray[np.float64]
+
+
+def double(*values: float) -> Array:
+    return np.array(values, dtype=np.float64)
+
+
+UNKNOWN = double(math.nan)
+"""No norm tells its share of eps."""
 
 
 def test_groups_are_sorted_by_their_residual() -> None:
@@ -307,14 +317,14 @@ def test_running_sums_equal_those_over_the_steps(flushes: list[int], seed: int) 
     """Whatever the sizes of the flushes; the recent window is that of whole flushes, or the end of a long one."""
     generator = torch.Generator().manual_seed(seed)
     layer = ScaleGroup("layer", (GroupPart("w"),), 3, "row", members=(0, 2))
-    ledger = Ledger(layer)
+    ledger = Ledger([layer])
     steps = sum(flushes)
     gx, gg, xx = (torch.randn(steps, 3, generator=generator, dtype=torch.float64) for _ in range(3))
     gg, xx = gg.square() + 1.0, xx.square() + 1.0
     gg[torch.rand(steps, 3, generator=generator) < 0.3] = torch.nan  # no gradient
     for part in zip(*(torch.split(sums, flushes) for sums in (gx, gg, xx)), strict=True):
-        ledger.add(*part, None)
-    verdict = ledger.verdict(torch.full((3,), 4.0).double())
+        ledger.add(*(sums.numpy() for sums in part), UNKNOWN.repeat(3))
+    (verdict,) = ledger.verdicts(np.full(3, 4.0))
 
     def expected(window: slice) -> Tensor:
         radial = (gx.square() + 0.0 * gg)[window].nansum(0)
@@ -330,21 +340,28 @@ def test_running_sums_equal_those_over_the_steps(flushes: list[int], seed: int) 
     if recent == sum(flushes) or recent <= sum(flush for flush in flushes[-1:]) or max(flushes) <= RECENT_STEPS:
         window = expected(slice(steps - recent, None))
         if not window.isnan().any():
-            torch.testing.assert_close(ledger.residual[[0, 2]], window)
+            np.testing.assert_allclose(ledger.residual[[0, 2]], window)
     for value, window in ((verdict.first, slice(FIRST_STEPS)), (verdict.overall, slice(None))):
         assert value == pytest.approx(float(expected(window).nanmedian()), nan_ok=True)
 
 
 def test_skipped_steps_do_not_count() -> None:
-    ledger = Ledger(ScaleGroup("layer", (GroupPart("w"),), 1, "whole"))
-    nothing = torch.full((40, 1), torch.nan, dtype=torch.float64)
-    ledger.add(nothing, nothing, nothing, None)
-    assert ledger.first.steps == ledger.overall.steps == 0
-    assert ledger.verdict(double(9)).outcome == "not yet seen"
+    verification, steps = Verification(), torch.full((40, 1), torch.nan, dtype=torch.float64)
+    layer = ScaleGroup("layer", (GroupPart("w"),), 1, "whole")
+    products = InnerProducts(*[steps] * 7, size=torch.tensor([9.0]).double())
+    verification.take(products, [layer])
+    assert verification.verdicts["layer"].outcome == "not yet seen"
+    steps[35:] = 1.0  # the last five are taken: all of these numbers are 1
+    for flushes in range(1, 12):
+        verification.take(products, [layer])
+        (ledger, _), *others = verification._arranged[0].ledgers
+        assert not others
+        assert (ledger.first.steps, ledger.overall.steps) == (min(5 * flushes, 20), 5 * flushes)
+    assert verification.verdicts["layer"].overall == 1.0
 
 
 def test_a_claim_that_is_another_one_is_judged_anew() -> None:
-    verification, ones = Verification(nn.Linear(2, 2)), torch.ones(30, 2, dtype=torch.float64)
+    verification, ones = Verification(), torch.ones(30, 2, dtype=torch.float64)
     unknown = {"xd": ones, "dd": ones, "bb": ones, "lr": ones}
 
     def after(residual: float, layer: ScaleGroup) -> Any:
@@ -363,16 +380,16 @@ def test_a_claim_that_is_another_one_is_judged_anew() -> None:
 
 def test_of_the_first_steps_the_larger_share_of_eps_counts() -> None:
     """A running variance follows slowly."""
-    share, one = torch.zeros(1, dtype=torch.float64), torch.ones(5, 1, dtype=torch.float64)
-    ledger = Ledger(ScaleGroup("layer", (GroupPart("w"),), 1, "whole", eps_share=0.5))
+    share, one = np.zeros(1), np.ones((5, 1))
+    ledger = Ledger([ScaleGroup("layer", (GroupPart("w"),), 1, "whole", eps_share=0.5)])
     ledger.add(0.5 * one, one, one, share)
-    assert ledger.verdict(double(9)).outcome == "eps dominates"
-    later = Ledger(ScaleGroup("layer", (GroupPart("w"),), 1, "whole", eps_share=0.5))
+    assert ledger.verdicts(double(9))[0].outcome == "eps dominates"
+    later = Ledger([ScaleGroup("layer", (GroupPart("w"),), 1, "whole", eps_share=0.5)])
     for _ in range(30):
         later.add(1e-9 * one, one, one, share)
     for _ in range(30):
         later.add(0.5 * one, one, one, share)
-    assert later.verdict(double(9)).outcome == "contradicted"
+    assert later.verdicts(double(9))[0].outcome == "contradicted"
 
 
 def test_the_running_variance_tells_the_share_of_eps_at_any_time() -> None:
@@ -383,20 +400,123 @@ def test_the_running_variance_tells_the_share_of_eps_at_any_time() -> None:
     torch.manual_seed(0)
     for _ in range(5):
         norm(torch.randn(64, 3, 8, 8) * scale)
-    share = running_share(layer, {"bn": norm})
+
+    def running_share(modules: dict[str, nn.Module]) -> Array | None:
+        return NormStatistics.take(Norms([layer], modules), Transfer).shares().get(0)
+
+    share = running_share({"bn": norm})
     assert share is not None
-    torch.testing.assert_close(share, double(1e-5, 1 / 1.1, 1.0), rtol=0.05, atol=0.0)
+    np.testing.assert_allclose(share, double(1e-5, 1 / 1.1, 1.0), rtol=0.05, atol=0.0)
     norm.num_batches_tracked.fill_(3)  # a variance that was loaded, smaller than what would remain of 1
     norm.running_var.fill_(0.1)
-    loaded = running_share(layer, {"bn": norm})
-    torch.testing.assert_close(loaded, double(1e-4, 1e-4, 1e-4), rtol=1e-3, atol=0.0)
+    loaded = running_share({"bn": norm})
+    np.testing.assert_allclose(loaded, double(1e-4, 1e-4, 1e-4), rtol=1e-3, atol=0.0)
     for other in ({}, {"bn": nn.LayerNorm(3)}, {"bn": nn.BatchNorm2d(4)}, {"bn": nn.BatchNorm2d(3, affine=False)}):
-        known = running_share(layer, other)
+        known = running_share(other)
         assert (known is not None) == (other.get("bn") is not None and getattr(other["bn"], "num_features", 0) == 3)
 
 
 def test_the_share_of_eps_follows_the_norm() -> None:
-    share = rescaled_share(0.5, double(4.0, 1.0, 0.25, 1.0), double(1.0, 1.0, 1.0, 0.0))
-    torch.testing.assert_close(share, double(0.2, 0.5, 0.8, 0.5))
-    assert rescaled_share(None, double(1.0), double(4.0)).tolist() == [0.0]
-    assert rescaled_share(1.0, double(1.0), double(4.0)).tolist() == [1.0]
+    share = rescaled_share(double(0.5), double(4.0, 1.0, 0.25, 1.0), double(1.0, 1.0, 1.0, 0.0))
+    np.testing.assert_allclose(share, double(0.2, 0.5, 0.8, 0.5))
+    assert rescaled_share(double(0.0), double(1.0), double(4.0)).tolist() == [0.0]
+    assert rescaled_share(double(1.0), double(1.0), double(4.0)).tolist() == [1.0]
+
+
+@settings(deadline=None, max_examples=60, derandomize=True)
+@given(st.integers(0, 2**31))
+def test_layers_are_judged_together_as_they_are_one_by_one(seed: int) -> None:
+    """Whichever come, go, or leave out steps, and whatever optimizer steps them."""
+    random = np.random.default_rng(seed)
+    kinds: Any = random.choice(["row", "none"], 5, p=[0.8, 0.2])
+    layers = [
+        ScaleGroup(f"layer {i}", (GroupPart(f"w{i}"),), blocks, kind, members=(0,) if i == 3 else None, eps_share=share)
+        for i, (kind, blocks, share) in enumerate(
+            zip(kinds, random.integers(1, 5, 5).tolist(), [None, 0.0, 1e-3, 0.02, 0.5], strict=True)
+        )
+    ]
+    together, apart = Verification(), [Verification() for _ in layers]
+    for _ in range(6):
+        chosen: Any = sorted(random.choice(5, random.integers(1, 6), replace=False).tolist())
+        some = [layers[index] for index in chosen]
+        steps, groups = int(random.integers(1, 70)), sum(layer.blocks for layer in some)
+        xx, gg = random.random((2, steps, groups)) + 0.1
+        gx = random.normal(size=(steps, groups)) * np.sqrt(xx * gg) * 10.0 ** random.integers(-4, 0)
+        gg[random.random((steps, groups)) < 0.2] = np.nan
+        skipped = random.random((steps, len(some))) < random.choice([0.0, 0.3])
+        xx[np.repeat(skipped, [layer.blocks for layer in some], axis=1)] = np.nan
+        numbers = {"xx": xx, "gg": gg, "gx": gx, "xd": xx, "dd": xx, "bb": xx, "lr": xx}
+
+        def products(own: slice, numbers: dict[str, Any] = numbers) -> InnerProducts:
+            cut = {name: torch.from_numpy(values[:, own]) for name, values in numbers.items()}
+            return InnerProducts(**cut, size=torch.full((cut["xx"].shape[1],), 30.0).double())
+
+        together.take(products(slice(None)), some)
+        start = 0
+        for index, layer in zip(chosen, some, strict=True):
+            apart[index].take(products(slice(start, start + layer.blocks)), [layer])
+            start += layer.blocks
+    alone = {name: verdict for one in apart for name, verdict in one.verdicts.items()}
+    assert together.verdicts.keys() == alone.keys()
+    for name, verdict in alone.items():
+        for field in fields(verdict):
+            one, other = getattr(verdict, field.name), getattr(together.verdicts[name], field.name)
+            assert one == (pytest.approx(other, nan_ok=True) if isinstance(one, float) else other)
+
+
+def test_all_norms_are_read_at_once_as_they_are_at_that_moment() -> None:
+    random = np.random.default_rng(0)
+    norms: dict[str, nn.Module] = {
+        "a": nn.BatchNorm1d(3),
+        "b": nn.BatchNorm1d(2, momentum=None, dtype=torch.float64),
+        "c": nn.BatchNorm1d(4, eps=0.5, momentum=0.01),
+        "d": nn.LayerNorm(3),
+    }
+    layers = [
+        ScaleGroup(f"layer {i}", (GroupPart("w"),), blocks, "row", norm=norm)
+        for i, (blocks, norm) in enumerate(
+            [
+                (4, "BatchNorm `c`"),
+                (3, "LayerNorm `d`"),
+                (3, "BatchNorm `a`"),
+                (2, "BatchNorm `b`"),
+                (2, "BatchNorm `b` and 2 more"),
+                (5, "BatchNorm `c`"),
+                (1, None),
+            ]
+        )
+    ]
+    for norm in norms.values():
+        if isinstance(norm, nn.BatchNorm1d):
+            for _ in range(3):
+                norm(torch.from_numpy(random.normal(size=(50, norm.num_features)) * 0.1).to(norm.weight.dtype))
+    sent: list[Tensor] = []
+
+    def to_host(tensors: Any) -> Transfer:
+        sent.extend(tensors)
+        return Transfer(tensors)
+
+    found, expected = NormStatistics.take(Norms(layers, norms), to_host), {}
+    for index, name, born in ((0, "c", 0.99**3), (2, "a", 0.9**3), (3, "b", 0.0)):
+        norm: Any = norms[name]
+        variance = (norm.running_var.double().numpy() - born) / (1.0 - born)
+        expected[index] = norm.eps / (variance + norm.eps)
+        norm.running_var.fill_(7.0)  # the training goes on
+        norm.num_batches_tracked.fill_(1)
+    shares = found.shares()
+    assert shares.keys() == expected.keys()
+    for index, share in expected.items():
+        np.testing.assert_allclose(shares[index], share, rtol=1e-12)
+    assert len(sent) == 4  # of two dtypes, variances and counts: not one or two per layer
+
+
+def test_groups_of_one_entry_have_no_residual() -> None:
+    ones = np.ones((3, 2))
+    ledger = Ledger([ScaleGroup("layer", (GroupPart("w"),), 2, "row")])
+    ledger.add(0.5 * ones, ones, ones, UNKNOWN.repeat(2))
+    (verdict,) = ledger.verdicts(double(1.0, 9.0))
+    assert (verdict.seen, verdict.residual, verdict.worst) == (1, 0.5, 0.5)
+    (verdict,) = ledger.verdicts(double(1.0, 1.0))
+    assert (verdict.seen, verdict.outcome) == (0, "not yet seen")
+    assert math.isnan(verdict.residual)
+    assert math.isnan(verdict.worst)

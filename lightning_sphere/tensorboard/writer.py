@@ -17,6 +17,7 @@ from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.compat.proto.types_pb2 import DT_FLOAT
 
 from lightning_sphere.quantities import QUANTITIES
+from lightning_sphere.tensorboard.checksum import quicken
 from lightning_sphere.tensorboard.schema import PLUGIN_NAME, TABLE_TAG, TableSchema
 
 if TYPE_CHECKING:
@@ -75,39 +76,48 @@ class TensorBoardSink:
         self._owned = owned
         self._schema: TableSchema | None = None
         self._described: set[str] = set()
+        self._restore = quicken(file_writer)
 
     def write(self, recording: Recording) -> None:
         """Queue one event per step: the table, then the scalars that are known."""
         tags = list(recording.scalars)
         scalars = np.stack(list(recording.scalars.values()), axis=1) if tags else np.empty((len(recording), 0))
+        known = ~np.isnan(scalars)  # NaN is not drawn; a gap says the same
+        drafts: dict[bytes, Any] = {}  # by which scalars are known: only numbers differ between their steps
         for row in range(len(recording)):
-            values = [self._table(recording.schema, recording.table[row])]
-            values += [
-                Summary.Value(tag=tag, simple_value=value, metadata=self._describe(tag))
-                for tag, value in zip(tags, scalars[row].tolist(), strict=True)
-                if value == value  # NaN is not drawn; a gap says the same
-            ]
-            event = Event(step=int(recording.steps[row]), summary=Summary(value=values))
+            own = [tags[index] for index in np.flatnonzero(known[row]).tolist()]
+            which = known[row].tobytes()
+            if which not in drafts or not self._described.issuperset(own) or recording.schema is not self._schema:
+                values = [Summary.Value(tag=tag, metadata=self._describe(tag)) for tag in own]
+                event = Event(summary=Summary(value=[self._table(recording.schema), *values]))
+                drafts[which] = _plain(event)
+            else:
+                event = Event()
+                event.CopyFrom(drafts[which])
+            event.step = int(recording.steps[row])
+            table, *values = event.summary.value
+            table.tensor.tensor_content = np.ascontiguousarray(recording.table[row], dtype="<f4").tobytes()
+            for value, number in zip(values, scalars[row, known[row]].tolist(), strict=True):
+                value.simple_value = number
             self._file_writer.add_event(event, walltime=float(recording.wall_times[row]))
 
     def close(self) -> None:
         """Write what is queued to disk."""
         self._file_writer.flush()
+        self._restore()
         if self._owned:
             self._file_writer.close()
 
-    def _table(self, schema: TableSchema, table: np.ndarray[Any, np.dtype[np.float32]]) -> Any:
-        """The table tensor; with its description where the reader has not seen it yet."""
+    def _table(self, schema: TableSchema) -> Any:
+        """The table tensor, without numbers; with its description where the reader has not seen it yet."""
         metadata = None
         if schema is not self._schema:
             if schema != self._schema:
                 plugin_data = SummaryMetadata.PluginData(plugin_name=PLUGIN_NAME, content=schema.to_json())
                 metadata = SummaryMetadata(plugin_data=plugin_data, data_class=DATA_CLASS_TENSOR)
             self._schema = schema
-        shape = TensorShapeProto(dim=[TensorShapeProto.Dim(size=size) for size in table.shape])
-        content = np.ascontiguousarray(table, dtype="<f4").tobytes()
-        tensor = TensorProto(dtype=DT_FLOAT, tensor_shape=shape, tensor_content=content)
-        return Summary.Value(tag=TABLE_TAG, tensor=tensor, metadata=metadata)
+        shape = TensorShapeProto(dim=[TensorShapeProto.Dim(size=size) for size in schema.shape])
+        return Summary.Value(tag=TABLE_TAG, tensor=TensorProto(dtype=DT_FLOAT, tensor_shape=shape), metadata=metadata)
 
     def _describe(self, tag: str) -> Any:
         """Unit, equation and meaning, once per tag: TensorBoard shows them beside the chart."""
@@ -123,3 +133,12 @@ class TensorBoardSink:
         text = f"{quantity.title}{unit}: `{quantity.equation}`. {quantity.meaning}"
         plugin_data = SummaryMetadata.PluginData(plugin_name="scalars")
         return SummaryMetadata(plugin_data=plugin_data, summary_description=text)
+
+
+def _plain(event: Any) -> Any:
+    """A copy of an event without descriptions."""
+    plain = Event()
+    plain.CopyFrom(event)
+    for value in plain.summary.value:
+        value.ClearField("metadata")
+    return plain
