@@ -1,10 +1,11 @@
 # Everything is installed into .venv; nothing outside this folder is touched.
 PYTHON ?= python3
 BIN := .venv/bin
+COMPILED := $(wildcard lightning_sphere/measurement/host_kernel*.[ch])
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-browser lint types format clean
+.PHONY: help demo test test-slow test-browser bench lint types format clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -21,6 +22,9 @@ test-slow: .venv/installed-dev ## tests that take minutes
 test-browser: .venv/installed-dev ## tests that look at TensorBoard in Chromium
 	$(BIN)/python -m pytest -m browser $(ARGS)
 
+bench: .venv/installed-dev ## what watching a training costs, a quarter of an hour (ARGS="--quick")
+	$(BIN)/python -m benchmarks.overhead --output benchmarks.json $(ARGS)
+
 lint: .venv/installed-dev ## style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -33,15 +37,15 @@ format: .venv/installed-dev ## bring the code into the project's style
 	$(BIN)/ruff format .
 
 clean: ## remove what the other commands made
-	rm -rf .venv runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf .venv runs build benchmarks.json *.egg-info lightning_sphere/measurement/_host_kernel.* .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
-.venv/installed-examples: .venv/bin/python pyproject.toml constraints.txt
+.venv/installed-examples: .venv/bin/python pyproject.toml constraints.txt $(COMPILED)
 	$(PIP) --editable '.[examples]'
 	touch $@
 
-.venv/installed-dev: .venv/bin/python pyproject.toml constraints.txt
+.venv/installed-dev: .venv/bin/python pyproject.toml constraints.txt $(COMPILED)
 	$(PIP) --editable '.[dev]'
 	touch $@

@@ -16,6 +16,7 @@ from lightning_sphere import GroupPart, RunRecord, ScaleGroup, SphereTracker, re
 from lightning_sphere.directions import direction_of
 from lightning_sphere.measurement import plan, step
 from lightning_sphere.measurement.asked import asked
+from lightning_sphere.measurement.sums import TorchSums
 from nets import LAST, batches, conv_net
 from optimizer_zoo import KNOWN
 
@@ -45,6 +46,7 @@ def test_pieces_say_what_the_whole_tensor_says(name: str, monkeypatch: pytest.Mo
         return pieces
 
     monkeypatch.setattr(step, "asked", both)
+    monkeypatch.setattr(step, "sums_of_plan", TorchSums)
     model = conv_net()
     columns = ScaleGroup("columns", (GroupPart(LAST, axis=1),), blocks=11, kind="row")
     trained(model, KNOWN[name](model.parameters()), groups=[columns])
@@ -108,10 +110,10 @@ def test_what_the_gradients_contradict_has_no_equilibrium() -> None:
 
 
 def test_the_summary_of_a_tracker_that_failed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: Any) -> None:
+    def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("the cause")
 
-    monkeypatch.setattr("lightning_sphere.measurement.sums.before_step", broken)
+    monkeypatch.setattr("lightning_sphere.measurement.step.StepMeter.before", broken)
     model = conv_net()
     with pytest.warns(UserWarning, match="the cause"):
         tracker = trained(model, optim.SGD(model.parameters(), 0.1), strict=False)

@@ -19,7 +19,8 @@ from lightning_sphere.groups import GroupPart, ScaleGroup
 from lightning_sphere.measurement import reference as module
 from lightning_sphere.measurement.plan import CHUNK_ELEMENTS, Plan
 from lightning_sphere.measurement.reference import ReferenceWeights
-from lightning_sphere.measurement.sums import Scratch
+from lightning_sphere.measurement.ring import COLUMNS
+from lightning_sphere.measurement.sums import TorchSums
 from nets import batches, conv_net
 from test_no_synchronization import no_host_reads
 
@@ -51,7 +52,7 @@ def measured(reference: ReferenceWeights, plan: Plan) -> dict[str, npt.NDArray[n
     """The three sums per group, ``[3, groups]`` by name of the layer; what is around them must stay untouched."""
     row = torch.full((6, plan.segments), 77.0, dtype=torch.float64, device=plan.device)
     with no_host_reads() if plan.device.type == "cpu" else nullcontext():  # it takes streaming for reading
-        reference.write(plan, row, slice(2, 5), Scratch(plan))
+        reference.write(TorchSums(plan, COLUMNS), row[2:5])
     row = row.cpu()
     assert (row[[0, 1, 5]] == 77.0).all()
     segments, groups = plan.pairs
@@ -328,7 +329,7 @@ def test_weights_without_data_are_measured_without_reading() -> None:
     row = torch.empty(3, plan.segments, dtype=torch.float64, device="meta")
     with no_host_reads():
         prepare(reference, plan)
-        reference.write(plan, row, slice(0, 3), Scratch(plan))
+        reference.write(TorchSums(plan, COLUMNS), row)
     assert reference.placement == "device"
 
 
@@ -356,12 +357,12 @@ def test_on_a_gpu_nothing_waits(
     before = copies(weights(dtype, seed=7)) if given else copies(parameters)
     plan, reference = plan_of(parameters), ReferenceWeights(before if given else None)
     row = torch.empty(3, plan.segments, dtype=torch.float64, device="cuda")
-    scratch = Scratch(plan)
+    sums = TorchSums(plan, COLUMNS)
     try:
         torch.cuda.set_sync_debug_mode("error")
         prepare(reference, plan)
         move_on_device(parameters)
-        reference.write(plan, row, slice(0, 3), scratch)
+        reference.write(sums, row)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert reference.placement == ("pinned host memory" if streamed else "device")

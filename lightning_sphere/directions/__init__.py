@@ -6,7 +6,7 @@ the package's own reference optimizers; :func:`register` adds others. An optimiz
 """
 
 from lightning_sphere.directions import adaptive, momentum, scaled  # noqa: F401  # they register their families
-from lightning_sphere.directions.direction import UNKNOWN, Direction, Numbers, Scalars, StepTensors
+from lightning_sphere.directions.direction import UNKNOWN, Direction, Numbers, Scalars, StepTensors, Terms
 from lightning_sphere.directions.registry import asked_displacement, direction_of, register, unknown_optimizer
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Numbers",
     "Scalars",
     "StepTensors",
+    "Terms",
     "asked_displacement",
     "direction_of",
     "register",

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import Adam, Adamax, AdamW, NAdam, RAdam
 
 from lightning_sphere import equilibrium
-from lightning_sphere.directions.direction import Direction, Group, Numbers, Scalars, StepTensors
+from lightning_sphere.directions.direction import Direction, Group, Numbers, Scalars, StepTensors, Terms
 from lightning_sphere.directions.registry import register
 
 
@@ -57,6 +57,10 @@ def _adam_second_moment(at: StepTensors) -> Tensor:
     return torch.as_tensor(at.state["max_exp_avg_sq" if at.group.get("amsgrad") else "exp_avg_sq"])
 
 
+def _adam_terms(group: Group) -> Terms:
+    return Terms("exp_avg", "max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq")
+
+
 def _adam_equilibrium(n: Numbers, size: Tensor, gradient_square: Tensor) -> equilibrium.Prediction:
     """Decoupled or coupled decay; with ``amsgrad``, whose second moment never shrinks, none is known."""
     decay = torch.where(n["amsgrad"] > 0, torch.nan, n["weight_decay"])
@@ -79,6 +83,7 @@ for _class, _read in ((Adam, _adam_hyperparameters), (AdamW, _adamw_hyperparamet
             numerator=_momentum,
             second_moment=_adam_second_moment,
             elementwise=True,
+            terms=_adam_terms,
             equilibrium=_adam_equilibrium,
         ),
     )
@@ -144,6 +149,7 @@ register(
         numerator=_momentum,
         second_moment=_adam_second_moment,
         elementwise=True,
+        terms=_adam_terms,
     ),
 )
 

@@ -99,6 +99,27 @@ class Scalars:
     offset: Tensor | float = 0.0
 
 
+@dataclass(frozen=True)
+class Terms:
+    """An ``a`` that is linear, and which tensors of the state it is made of.
+
+        a = of_momentum * state[momentum] + of_gradient * gradient + of_weight * weight
+
+    Attributes:
+        momentum: the key in the state; ``None`` if there is none.
+        second_moment: key of ``v``; ``None`` where ``b = 1``.
+        of_momentum: factor of the momentum.
+        of_gradient: factor of the gradient.
+        of_weight: factor of the weights before the step: coupled weight decay that is not in the momentum.
+    """
+
+    momentum: str | None = None
+    second_moment: str | None = None
+    of_momentum: float = 1.0
+    of_gradient: float = 0.0
+    of_weight: float = 0.0
+
+
 def _lr_alone(group: Group) -> dict[str, Any]:
     return {"lr": group.get("lr")}
 
@@ -132,6 +153,9 @@ class Direction:
             is not needed, which saves memory.
         inferred: whether ``a`` is taken from the measured displacement where it is wanted at every step: for an
             optimizer with ``b = 1`` whose ``numerator`` costs much, or is not exact.
+        terms: param group -> the :class:`Terms` that ``numerator`` and ``second_moment`` consist of, where they do. One
+            pass over the tensors then measures the step, without a copy of the weights before it once that is seen to
+            agree; ``None``, or a function that gives ``None``, where they do not.
         complete: whether ``-rate * a / b - shrink * x`` is the whole step: what happened is then compared with it.
         equilibrium: numbers, entries per group, mean of ``|x|^2 |g|^2`` -> the
             :class:`~lightning_sphere.equilibrium.Prediction`, such as ``lightning_sphere.equilibrium.adamw`` gives it;
@@ -146,6 +170,7 @@ class Direction:
     reads_gradient: Collection[str] | Callable[[Group], Collection[str]] = ()
     elementwise: bool = False
     inferred: bool = False
+    terms: Callable[[Group], Terms | None] | None = None
     complete: bool = True
     equilibrium: Callable[[Numbers, Tensor, Tensor], Prediction] | None = None
     radius: Callable[[Numbers], tuple[Tensor, Tensor]] | None = None

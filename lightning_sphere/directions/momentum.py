@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import SGD
 
 from lightning_sphere import equilibrium
-from lightning_sphere.directions.direction import Direction, Group, Numbers, Scalars, StepTensors
+from lightning_sphere.directions.direction import Direction, Group, Numbers, Scalars, StepTensors, Terms
 from lightning_sphere.directions.registry import register
 
 # ---------------------------------------------------------------- SGD
@@ -27,6 +27,17 @@ def _sgd_numerator(at: StepTensors) -> Tensor:
         return torch.as_tensor(buffer).to_dense()  # that of sparse gradients is sparse
     gradient = coupled(at)
     return gradient if buffer is None else gradient + momentum * buffer
+
+
+def _sgd_terms(group: Group) -> Terms | None:
+    """The same, told rather than done; ``None`` for a decay that is a tensor."""
+    momentum, decay = group.get("momentum", 0.0), group.get("weight_decay", 0.0)
+    if isinstance(decay, Tensor):
+        return None
+    if momentum and not group.get("nesterov"):
+        return Terms(momentum="momentum_buffer")
+    name = "momentum_buffer" if momentum else None
+    return Terms(name, of_momentum=momentum, of_gradient=-1.0 if group.get("maximize") else 1.0, of_weight=decay)
 
 
 def _sgd_radius(n: Numbers) -> tuple[Tensor, Tensor]:
@@ -59,6 +70,7 @@ register(
         numerator=_sgd_numerator,
         reads_gradient=lambda group: () if group.get("momentum") and not group.get("nesterov") else ("numerator",),
         elementwise=True,
+        terms=_sgd_terms,
         equilibrium=_sgd_equilibrium,
         radius=_sgd_radius,
     ),

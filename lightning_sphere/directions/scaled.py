@@ -9,9 +9,18 @@ import torch
 from torch import Tensor
 from torch.optim import Adagrad, RMSprop
 
-from lightning_sphere.directions.direction import Direction, Group, Numbers, Scalars, StepTensors
+from lightning_sphere.directions.direction import Direction, Group, Numbers, Scalars, StepTensors, Terms
 from lightning_sphere.directions.momentum import coupled
 from lightning_sphere.directions.registry import register
+
+
+def _coupled_terms(group: Group, second_moment: str) -> Terms | None:
+    """The gradient with coupled decay; ``None`` for a decay that is a tensor."""
+    decay = group.get("weight_decay", 0.0)
+    if isinstance(decay, Tensor):
+        return None
+    return Terms(None, second_moment, of_gradient=-1.0 if group.get("maximize") else 1.0, of_weight=decay)
+
 
 register(
     Adagrad,
@@ -22,6 +31,7 @@ register(
         second_moment=lambda at: at.state["sum"],
         reads_gradient=("numerator",),
         elementwise=True,
+        terms=lambda group: _coupled_terms(group, "sum"),
     ),
 )
 
@@ -46,6 +56,11 @@ def _rmsprop_numerator(at: StepTensors) -> Tensor:
     return torch.as_tensor(at.state["momentum_buffer"] * (divisor + at.group["eps"]))
 
 
+def _rmsprop_terms(group: Group) -> Terms | None:
+    plain = not group["momentum"] > 0 and not group["centered"]
+    return _coupled_terms(group, "square_avg") if plain else None
+
+
 register(
     RMSprop,
     Direction(
@@ -55,6 +70,7 @@ register(
         second_moment=_rmsprop_second_moment,
         reads_gradient=lambda group: () if group["momentum"] > 0 else ("numerator",),
         elementwise=True,
+        terms=_rmsprop_terms,
     ),
 )
 

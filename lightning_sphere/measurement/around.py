@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,12 +14,26 @@ from lightning_sphere.directions import StepTensors
 from lightning_sphere.measurement.plan import Piece, Plan, Slot
 
 
+class Kept(Protocol):
+    """The weights before a step."""
+
+    @property
+    def copies(self) -> Sequence[Tensor]:
+        """As whoever keeps them needs them."""
+
+    def whole(self, index: int) -> Tensor:
+        """Those of a slot, in the parameter's shape and dtype."""
+
+    def piece(self, index: int, piece: Piece, rows: slice, bucket: int) -> Tensor:
+        """Those of one of its pieces, ``[segments, length]``; see :attr:`Plan.segments_of_slot`."""
+
+
 class Around:
     """The tensors of a plan around one step.
 
     Args:
         plan: what is measured.
-        copies: the weights before the step, one matrix per bucket.
+        kept: the weights before the step.
         gradients: copies of the gradients that the optimizer used, by index of the slot, where they were kept.
         scale: factor of a loss scaler that the gradients still have in them.
 
@@ -26,10 +41,8 @@ class Around:
         stepped: whether each slot's tensor had a gradient: without one an optimizer leaves it alone.
     """
 
-    def __init__(
-        self, plan: Plan, copies: Sequence[Tensor], gradients: Mapping[int, Tensor], scale: Tensor | None
-    ) -> None:
-        self.plan, self.copies, self._gradients, self._scale = plan, copies, gradients, scale
+    def __init__(self, plan: Plan, kept: Kept, gradients: Mapping[int, Tensor], scale: Tensor | None) -> None:
+        self.plan, self.kept, self.gradients, self.scale = plan, kept, gradients, scale
         self.stepped = [slot.parameter.grad is not None for slot in plan.slots]
 
     def tensors(self, index: int, optimizer: Optimizer) -> StepTensors:
@@ -38,7 +51,7 @@ class Around:
         state = optimizer.state.get(slot.parameter, {})
         group = optimizer.param_groups[slot.param_group]
         after = slot.parameter.detach()
-        return StepTensors(state, group, after, lambda: self.weight(index), lambda: self._gradient(index))
+        return StepTensors(state, group, after, lambda: self.kept.whole(index), lambda: self._gradient(index))
 
     def pieces(self, index: int, optimizer: Optimizer) -> Iterator[tuple[slice, StepTensors]]:
         """A slot's tensor around the step, piece by piece, with the piece's segments in the ring's order.
@@ -61,34 +74,20 @@ class Around:
                     {**whole.state, **{name: piece.of(matrix) for name, matrix in matrices.items()}},
                     whole.group,
                     piece.of(after),
-                    partial(self.before, rows, bucket),
+                    partial(self.kept.piece, index, piece, rows, bucket),
                     partial(_piece_of_gradient, whole, slot, piece),
                 ),
             )
 
-    def weight(self, index: int) -> Tensor:
-        """The weights of a slot before the step, in the parameter's shape and dtype."""
-        slot = self.plan.slots[index]
-        matrix = torch.empty(slot.blocks, slot.length, dtype=slot.parameter.dtype, device=slot.parameter.device)
-        for piece, rows, bucket in self.plan.segments_of_slot[index]:
-            piece.of(matrix).copy_(self.before(rows, bucket))
-        shape = slot.parameter.movedim(slot.axis, 0).shape if slot.axis else slot.parameter.shape
-        return matrix.reshape(shape).movedim(0, slot.axis) if slot.axis else matrix.reshape(shape)
-
-    def before(self, rows: slice, bucket: int) -> Tensor:
-        """Some segments' weights before the step, as a view of the kept copy."""
-        start = self.plan.buckets[bucket].start
-        return self.copies[bucket][rows.start - start : rows.stop - start]
-
     def _gradient(self, index: int) -> Tensor:
-        gradient = self._gradients.get(index)
+        gradient = self.gradients.get(index)
         if gradient is None:
             raise LookupError("a Direction's function reads the gradient; its reads_gradient must name the function")
         gradient = gradient.to_dense() if gradient.is_sparse else gradient
-        if self._scale is None:
+        if self.scale is None:
             return gradient
-        wide = torch.promote_types(gradient.dtype, self._scale.dtype)  # in float16 a usual scale is infinite
-        return gradient.to(wide) / self._scale.to(gradient.device, wide)
+        wide = torch.promote_types(gradient.dtype, self.scale.dtype)  # in float16 a usual scale is infinite
+        return gradient.to(wide) / self.scale.to(gradient.device, wide)
 
 
 def _piece_of_gradient(whole: StepTensors, slot: Slot, piece: Piece) -> Tensor:

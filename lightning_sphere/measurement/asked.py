@@ -6,12 +6,15 @@ is not the optimizer's own shows as an error larger than rounding.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_sphere.directions.direction import Direction, displacement, numbers_of
 from lightning_sphere.measurement.around import Around
+from lightning_sphere.measurement.plan import Plan
 
 ASKED: tuple[str, ...] = ("asked", "unmoved", "asked_square", "error_square")
 """Sums over a segment's entries, ``P`` being asked for and ``D`` what happened: of ``|P|``, of ``|P|`` where ``D`` is
@@ -52,8 +55,32 @@ def asked(around: Around, optimizer: Optimizer, direction: Direction, xx: Tensor
         if wanted is not None:
             matrix, now = slot.as_rows(wanted), slot.as_rows(slot.parameter.detach())
             for piece, rows, bucket in places:
-                _compare(sums[:, rows], piece.of(matrix), piece.of(now), around.before(rows, bucket))
+                _compare(sums[:, rows], piece.of(matrix), piece.of(now), around.kept.piece(index, piece, rows, bucket))
     return sums
+
+
+def error(sums: Sequence[Tensor | None], plan: Plan) -> float | None:
+    """How far numbers of groups are off, about, if the formula is taken for what happened: the largest of all tensors.
+
+    Rounding differs from entry to entry, so that of ``n`` entries it is off by ``1 / sqrt(n)`` of a tensor's share
+    ``|D - P| / |P|``; nothing more than a tenth is credited, for the difference may be another.
+
+    Args:
+        sums: those of some steps, ``[4, segments]`` on the host; ``None`` for a step that was not compared.
+        plan: what they are of.
+
+    Returns:
+        ``None`` if no step was compared. Tensors that were not updated, or were asked for nothing, say nothing.
+    """
+    worst = None
+    even = torch.tensor([float(slot.length) for slot in plan.slots], device="cpu").sqrt().clamp(1.0, 10.0)
+    for found in sums:
+        if found is not None:
+            totals = found.new_zeros(len(ASKED), len(plan.slots)).index_add_(1, plan.slot_of_segment, found)
+            off = (totals[3] / totals[2]).sqrt() / even
+            known = off[~off.isnan()]
+            worst = max(worst or 0.0, float(known.max()) if len(known) else 0.0)
+    return worst
 
 
 def _compare(sums: Tensor, p: Tensor, after: Tensor, before: Tensor) -> None:

@@ -24,6 +24,9 @@ CHUNK_ELEMENTS = {"cpu": 1 << 18}
 CHUNK_ELEMENTS_ELSEWHERE = 1 << 22
 """The same for accelerators, where few launches count more."""
 
+LONGEST_ELSEWHERE = 1 << 14
+"""Elements of a segment at most on an accelerator: one program of a kernel adds up a segment."""
+
 _HOST = torch.device("cpu")
 """Where the index tables for the flush live, whatever the user's default device is."""
 
@@ -132,7 +135,9 @@ class Plan:
         self.layers, self.probes = tuple(layers), tuple(probes)
         self.slots, self.uses = _slots((*self.layers, *self.probes), parameters, param_group)
         self.device = self.slots[0].parameter.device if self.slots else _HOST
-        self.buckets = _buckets(self.slots, CHUNK_ELEMENTS.get(self.device.type, CHUNK_ELEMENTS_ELSEWHERE))
+        limit = CHUNK_ELEMENTS.get(self.device.type, CHUNK_ELEMENTS_ELSEWHERE)
+        longest = limit if self.device.type == "cpu" else LONGEST_ELSEWHERE
+        self.buckets = _buckets(self.slots, limit, longest)
         self.pieces = tuple(piece for bucket in self.buckets for piece in bucket.pieces)
         self.segments = self.buckets[-1].span.stop if self.buckets else 0
 
@@ -228,11 +233,14 @@ def _cut(total: int, size: int) -> Iterator[range]:
         yield range(start, min(start + size, total))
 
 
-def _buckets(slots: Sequence[Slot], limit: int) -> tuple[Bucket, ...]:
-    """Cut tensors into pieces of at most ``limit`` elements, and put pieces of one width and dtype together."""
+def _buckets(slots: Sequence[Slot], limit: int, longest: int) -> tuple[Bucket, ...]:
+    """Cut tensors into pieces, and put those of one width and dtype together, at most ``limit`` elements in all.
+
+    A piece has at most ``longest`` columns.
+    """
     by_kind: dict[tuple[int, torch.dtype], list[Piece]] = {}
     for index, slot in enumerate(slots):
-        for columns in _cut(slot.length, limit):
+        for columns in _cut(slot.length, min(limit, longest)):
             for rows in _cut(slot.blocks, max(1, limit // len(columns))):
                 kind = len(columns), slot.parameter.dtype
                 by_kind.setdefault(kind, []).append(Piece(index, rows, columns))
@@ -246,9 +254,11 @@ def _buckets(slots: Sequence[Slot], limit: int) -> tuple[Bucket, ...]:
 def _fill(pieces: Sequence[Piece], rows: int) -> Iterator[tuple[Piece, ...]]:
     """Consecutive pieces of together at most so many rows."""
     chunk: list[Piece] = []
+    held = 0
     for piece in pieces:
-        if chunk and sum(len(other.rows) for other in chunk) + len(piece.rows) > rows:
+        if chunk and held + len(piece.rows) > rows:
             yield tuple(chunk)
-            chunk = []
+            chunk, held = [], 0
         chunk.append(piece)
+        held += len(piece.rows)
     yield tuple(chunk)

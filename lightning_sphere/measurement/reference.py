@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from lightning_sphere.measurement.plan import Bucket, Plan, Slot
-from lightning_sphere.measurement.sums import Scratch, as_matrices, gather, row_dot_, row_square, weights
+from lightning_sphere.measurement.sums import Scratch, as_matrices, compare_bucket, weights
 
 DEVICE_LIMIT_MB = 256
 """Copies of up to so many MiB, all parameters together, stay where the weights are; larger ones go to the host."""
@@ -34,6 +35,15 @@ class _Copy:
     near: bool
     """Whether it is on the parameter's device, rather than streamed there for each use."""
     place: str
+
+
+class PairSums(Protocol):
+    """What compares the weights of a plan with others."""
+
+    plan: Plan
+
+    def pair(self, then: Sequence[Tensor | None], out: Tensor) -> None:
+        """Write ``<x0, x0>, <x0, E>, <E, E>`` into ``[3, segments]``, ``E`` being the weights less ``x0``."""
 
 
 class ReferenceWeights:
@@ -59,6 +69,7 @@ class ReferenceWeights:
         self._given = None if given is None else dict(given)
         self._copies: dict[int, _Copy] = {}
         self._missing: dict[str, str] = {}
+        self._scratch: tuple[Plan, Scratch] | None = None  # for copies that are streamed
 
     @property
     def missing(self) -> dict[str, str]:
@@ -121,33 +132,30 @@ class ReferenceWeights:
         return None
 
     @torch.no_grad()
-    def write(self, plan: Plan, row: Tensor, columns: slice, scratch: Scratch) -> None:
+    def write(self, sums: PairSums, out: Tensor) -> None:
         """Write ``<x0, x0>``, ``<x0, E>`` and ``<E, E>`` of each segment, ``E = x - x0`` being what came since.
 
         They give the angle as ``<x, x>``, ``<x, D>`` and ``<D, D>`` of one step do, and like those add up over the
-        segments of a group. ``E`` is formed element-wise, in the precision of the sums. NaN where there is no
-        reference. Nothing waits for the device (but see above for memory that is not pinned).
+        segments of a group. ``E`` is formed element-wise. NaN where there is no reference. Nothing waits for the device
+        (but see above for memory that is not pinned).
 
         Args:
-            plan: one that was prepared.
-            row: sums of one step, ``[columns, segments]``.
-            columns: the three to write.
-            scratch: memory to work in.
+            sums: of a plan that was prepared.
+            out: ``[3, segments]``, in the precision of the sums.
         """
-        xx, xe, ee = row[columns]
+        plan = sums.plan
         copies = [self._copies.get(id(slot.parameter)) for slot in plan.slots]
-        then = as_matrices(plan.slots, [None if copy is None else copy.values for copy in copies])
-        now = weights(plan)
+        then = [None if copy is None else copy.values for copy in copies]
         far = {index for index, copy in enumerate(copies) if copy is not None and not copy.near}
+        if not far:
+            sums.pair(then, out)
+            return
+        if self._scratch is None or self._scratch[0] is not plan:
+            self._scratch = plan, Scratch(plan)
+        scratch, old, now = self._scratch[1], as_matrices(plan.slots, then), weights(plan)
         for bucket in plan.buckets:
-            if far.isdisjoint(piece.slot for piece in bucket.pieces):
-                x = gather(bucket, then, scratch.wide(0, bucket))
-            else:
-                x = _stream(bucket, then, far, scratch.wide(0, bucket))
-            change = gather(bucket, now, scratch.wide(1, bucket)).sub_(x)
-            row_square(x, xx[bucket.span])
-            row_square(change, ee[bucket.span])
-            row_dot_(change, x, xe[bucket.span])
+            x = _stream(bucket, old, far, scratch.wide(0, bucket))
+            compare_bucket(bucket, x, now, out, scratch)
 
 
 def _copied(source: Tensor, slot: Slot, near: bool) -> tuple[Tensor, str]:

@@ -3,15 +3,19 @@
 Row ``k`` of ``data`` holds the sums of the ``k``-th recorded step since the last flush, ``[columns, segments]``, in the
 order of its ``columns``. What the host already knows (step number, wall time, hyperparameters) is kept beside it in
 plain lists; what an optimizer keeps as tensors (its step count, a tensor learning rate) stays a tensor until the flush.
+There are two such buffers: one is written while the other is evaluated.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from lightning_sphere.measurement.transfer import Transfer
 
 COLUMNS: tuple[str, ...] = ("xx", "gx", "gg", "xd", "dd")
 """Meaning of the first columns of a row."""
@@ -49,13 +53,73 @@ class HostRow:
     :func:`lightning_sphere.measurement.asked.asked`, ``[4, segments]``; measured now and then."""
     skipped: bool = False
     """Whether the step had no arithmetic (a loss scaler skipped it)."""
+    apart: int = 1
+    """How many optimizer steps after the recorded one before it."""
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All that is kept as tensors."""
+        for group in self.hyperparameters:
+            yield from (value for value in group.values() if isinstance(value, Tensor))
+        yield from (tensor for tensor in (self.optimizer_step, self.reference, self.asked) if tensor is not None)
+
+    def on_host(self, arrived: dict[int, Tensor]) -> HostRow:
+        """The same with tensors of the host in place of those of the device.
+
+        Args:
+            arrived: by ``id`` of the tensor.
+        """
+
+        def moved(value: Any) -> Any:
+            return arrived[id(value)] if isinstance(value, Tensor) else value
+
+        groups = [{name: moved(value) for name, value in group.items()} for group in self.hyperparameters]
+        return replace(
+            self,
+            hyperparameters=groups,
+            optimizer_step=moved(self.optimizer_step),
+            reference=moved(self.reference),
+            asked=moved(self.asked),
+        )
+
+
+class Drained:
+    """Recorded steps on their way to the host.
+
+    Args:
+        data: ``[steps, columns, segments]``.
+        host: the host's notes of the same steps.
+        buffer: the memory that ``data`` is part of, and whom to give it back to.
+        free: where it goes.
+    """
+
+    def __init__(self, data: Tensor, host: list[HostRow], buffer: Tensor, free: list[Tensor]) -> None:
+        self.host, self._buffer, self._free = host, buffer, free
+        self._loose = [tensor for row in host for tensor in row.tensors()]
+        self._transfer = Transfer([data, *self._loose])
+
+    def __len__(self) -> int:
+        return len(self.host)
+
+    def result(self) -> tuple[Tensor, list[HostRow]]:
+        """Sums, float64 on the host ``[steps, columns, segments]``, and the notes with their tensors on the host.
+
+        It waits for the device. The sums are those of the ring itself where they are on the host: :meth:`release` ends
+        their life.
+        """
+        data, *loose = self._transfer.result()
+        arrived = {id(there): here for there, here in zip(self._loose, loose, strict=True)}
+        return data.to(torch.float64), [row.on_host(arrived) for row in self.host]
+
+    def release(self) -> None:
+        """Give the memory back to the ring."""
+        self._free.append(self._buffer)
 
 
 class Ring:
-    """Preallocated rows on the device.
+    """Rows on the device.
 
     Args:
-        rows: steps that fit.
+        rows: steps that fit into one buffer.
         columns: names of the sums per segment.
         segments: segments of the plan.
         device: where the weights are.
@@ -65,31 +129,37 @@ class Ring:
     def __init__(
         self, rows: int, columns: tuple[str, ...], segments: int, device: torch.device, dtype: torch.dtype
     ) -> None:
-        self.columns = columns
-        self.data = torch.full((rows, len(columns), segments), torch.nan, dtype=dtype, device=device)
+        self.columns, self.rows = columns, rows
+        # Not filled: memory of the host that no step has written is not even taken.
+        self.data = torch.empty((rows, len(columns), segments), dtype=dtype, device=device)
         self.host: list[HostRow] = []
+        self._free = [torch.empty_like(self.data)]
 
     def __len__(self) -> int:
         return len(self.host)
 
     @property
     def full(self) -> bool:
-        """Whether the next step needs a flush first."""
-        return len(self.host) >= self.data.shape[0]
+        """Whether there is no room for the next step before a flush."""
+        return len(self.host) >= self.rows
+
+    @property
+    def spare(self) -> bool:
+        """Whether the other buffer is free, so that :meth:`drain` can hand over this one."""
+        return bool(self._free)
 
     def next_row(self) -> Tensor:
-        """The row ``[columns, segments]`` that the step under way may write; :meth:`commit` makes it count."""
+        """The row ``[columns, segments]`` that the step under way writes, all of it; :meth:`commit` makes it count."""
         return self.data[len(self.host)]
 
     def commit(self, row: HostRow) -> None:
         """Count the row that :meth:`next_row` gave out."""
         self.host.append(row)
 
-    def drain(self) -> tuple[Tensor, list[HostRow]]:
-        """Copy what is recorded to the host and start over.
-
-        Returns:
-            Sums, float64 on the CPU of shape ``[steps, columns, segments]``, and the host's notes of the same steps.
-        """
+    def drain(self) -> Drained | None:
+        """Hand over what is recorded and go on in the other buffer; ``None`` while that one is not given back."""
+        if not self._free:
+            return None
+        buffer, self.data = self.data, self._free.pop()
         host, self.host = self.host, []
-        return self.data[: len(host)].to("cpu", torch.float64, copy=True), host
+        return Drained(buffer[: len(host)], host, buffer, self._free)

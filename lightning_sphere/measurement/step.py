@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
@@ -12,12 +13,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_sphere.directions.direction import Direction, StepTensors, count_of, number
-from lightning_sphere.measurement import sums
 from lightning_sphere.measurement.around import Around
-from lightning_sphere.measurement.asked import asked
+from lightning_sphere.measurement.asked import ASKED, asked
+from lightning_sphere.measurement.factors import Formula, Formulas
+from lightning_sphere.measurement.kernel_sums import KernelSums
+from lightning_sphere.measurement.paths import sums_of_plan
 from lightning_sphere.measurement.plan import Plan
 from lightning_sphere.measurement.reference import ReferenceWeights
-from lightning_sphere.measurement.ring import COLUMNS, DIVISOR, NUMERATOR, HostRow, Ring, capacity
+from lightning_sphere.measurement.ring import COLUMNS, DIVISOR, NUMERATOR, Drained, HostRow, Ring, capacity
+from lightning_sphere.measurement.sums import accumulation_dtype, forget_if, unscale
 
 REFERENCE_ALL = 100
 """So many recorded steps at the beginning, where most happens, are all compared with the reference, if that is near."""
@@ -27,6 +31,29 @@ REFERENCE_EVERY = 10
 
 ASKED_EVERY = 50
 """Each so many recorded steps what happened is compared with the optimizer's formula, beginning with the first."""
+
+
+FAITHFUL = 1e-4
+"""The optimizer's formula stands for what happens while the numbers of groups that it gives agree to about this share.
+Rounding exceeds it where a step turns float32 weights by less than some 1e-5 rad; of bfloat16 ones it always does."""
+
+_HOST_ROWS, _DEVICE_ROWS = 512, 128
+"""So many rows are made room for, at least, if the budget allows: the host may be slow to evaluate the ones before."""
+
+
+@dataclass
+class _Step:
+    """A step under way."""
+
+    notes: HostRow
+    gradients: list[tuple[Tensor | None, int]]
+    """Each slot's gradient before the step, and its version: a counter of the writes to it."""
+    around: Around | None = None
+    """What is kept over the step; ``None`` where nothing is."""
+    asking: bool = False
+    """Whether it is compared with the optimizer's formula."""
+    late: bool = False
+    """Whether the gradients are only known after it."""
 
 
 class StepMeter:
@@ -57,94 +84,160 @@ class StepMeter:
         self._divisor = direction.has_second_moment and "bb" in wanted
         self._numerator = direction.known and not direction.inferred and "aa" in wanted
         self._drift = "reference" in wanted
-        self._asked = "asked" in wanted and direction.known and direction.complete
         columns = COLUMNS + DIVISOR * self._divisor + NUMERATOR * self._numerator
-        dtype = sums.accumulation_dtype(plan.device)
-        fitting = capacity(budget_mb, len(columns), plan.segments, rows, dtype)
+        self.sums = sums_of_plan(plan, columns)
+        self._formulas = Formulas(plan, optimizer, direction)
+        self._formula = direction.complete and isinstance(self.sums, KernelSums) and self._formulas.known
+        self._asked = direction.known and direction.complete and ("asked" in wanted or self._formula)
+        dtype = accumulation_dtype(plan.device)
+        rows = max(rows, _HOST_ROWS if plan.device.type == "cpu" else _DEVICE_ROWS)
+        fitting = capacity(budget_mb / 2, len(columns), plan.segments, rows, dtype)
         self.ring = Ring(fitting, columns, plan.segments, plan.device, dtype)
-        self._scratch = sums.Scratch(plan, 3 if self._numerator else 2)
         self._recorded = 0
-        self._pending: HostRow | None = None
-        self._around: Around | None = None
+        self._step: _Step | None = None
         self._fresh = False  # whether the weights are still those after the ring's last step
+        self._faithful = self._rounded = False
         if self._drift:
             reference.prepare(plan)
 
     @property
     def pending(self) -> bool:
         """Whether a step is under way."""
-        return self._pending is not None
+        return self._step is not None
+
+    def trust(self, error: float) -> None:
+        """Say how far steps were from the optimizer's formula, see :func:`~lightning_sphere.measurement.asked.error`.
+
+        While they agree, no copy of the weights is kept over the steps between those that are compared.
+        """
+        self._faithful = self._formula and error <= FAITHFUL
+        if self._faithful:
+            self.sums.forget()
 
     @torch.no_grad()
-    def before(self, position: int) -> None:
+    def before(self, position: int, apart: int, *, late: bool = False) -> None:
         """Read weights and gradients: gradients are final, weights are old.
 
         Args:
             position: of the step on the user's x axis.
+            apart: how many optimizer steps after the recorded one before it.
+            late: whether the gradients will only be there after the step, as where one CUDA graph makes both.
         """
-        row = self.ring.next_row()
-        copies = sums.before_step(self.plan, row, self._scratch)
-        scale = getattr(self._optimizer, "grad_scale", None)
-        if not isinstance(scale, Tensor):
-            scale = None
-        else:  # a fused optimizer unscales inside its kernel; a loss scaler says so here
-            sums.unscale(row, scale)
-        self._around = Around(self.plan, copies, self._kept_gradients(), scale)
+        row, scale = self.ring.next_row(), getattr(self._optimizer, "grad_scale", None)
         hyperparameters = [
             {name: number(value) for name, value in self._direction.hyperparameters(group).items()}
             for group in self._optimizer.param_groups
         ]
-        self._pending = HostRow(position, time.time(), hyperparameters)
+        notes = HostRow(position, time.time(), hyperparameters, apart=apart)
+        asking = self._asked and self._recorded % ASKED_EVERY == 0
+        scale = scale if isinstance(scale, Tensor) else None
+        if self._faithful and not asking and scale is None:
+            self._step = _Step(notes, self._gradients(), late=late)
+            return
+        kept = self.sums.before(row)
+        if scale is not None:  # a fused optimizer unscales inside its kernel; a loss scaler says so here
+            unscale(row, scale)
+        around = Around(self.plan, kept, {} if late else self._kept_gradients(asking), scale)
+        self._step = _Step(notes, self._gradients(), around, asking, late)
 
     @torch.no_grad()
-    def after(self) -> None:
-        """Read the new weights and the optimizer's state, if a step is under way."""
-        pending, around = self._pending, self._around
+    def after(self) -> bool:
+        """Read the new weights and the optimizer's state, if a step is under way; whether it is recorded."""
+        step = self._step
         self.abandon()
         self._fresh = False
-        if pending is None or around is None:
-            return
-        row, direction = self.ring.next_row(), self._direction
-        sums.after_step(self.plan, row, self._scratch, around.copies)
+        if step is None:
+            return False
+        row, notes = self.ring.next_row(), step.notes
+        if self._direction.known:
+            notes.optimizer_step = self._counts()
+        untouched = all(
+            old is new and version == number
+            for (old, version), (new, number) in zip(step.gradients, self._gradients(), strict=True)
+        )
+        if step.late:
+            self._catch_up(row, step)
+        elif not untouched:  # what is in the gradients is no longer what the step was made of
+            self._formula = self._faithful = False
+        if step.around is None:
+            self._at_once(row, notes, untouched or step.late)
+        else:
+            self._by_difference(row, notes, step.around, step.asking)
+        self._rounded = step.around is None or row.dtype != torch.float64 or row.device.type != "cpu"
+        if self._drift and (
+            self._recorded % REFERENCE_EVERY == 0 or (self._recorded < REFERENCE_ALL and self._reference.near)
+        ):
+            notes.reference = self._compared_with_reference()
+        found_inf = getattr(self._optimizer, "found_inf", None)
+        if isinstance(found_inf, Tensor):  # a fused optimizer skips the step inside its kernel
+            for measured in (row, notes.reference, notes.asked):
+                if measured is not None:
+                    forget_if(measured, found_inf)
+        if self._faithful:
+            self.sums.forget()
+        self.ring.commit(notes)
+        self._recorded += 1
+        self._fresh = True
+        return True
+
+    def _catch_up(self, row: Tensor, step: _Step) -> None:
+        """Read the gradients of a step that made them itself."""
+        if step.around is not None:
+            self.sums.late_gradients(row, step.around.kept)
+            gradients = self._kept_gradients(step.asking)
+            step.around = Around(self.plan, step.around.kept, gradients, None)
+
+    def _at_once(self, row: Tensor, notes: HostRow, untouched: bool) -> None:
+        """All sums from what is there after the step."""
+        assert isinstance(self.sums, KernelSums)
+        formula = self._read_formula(notes)
+        self.sums.at_once(row, formula.momenta, formula.moments, formula.factors)
+        if not untouched:
+            row[[COLUMNS.index("gx"), COLUMNS.index("gg")]] = torch.nan
+
+    def _by_difference(self, row: Tensor, notes: HostRow, around: Around, asking: bool) -> None:
+        """The sums that are known after the step, with the weights that were kept over it."""
+        direction, plan = self._direction, self.plan
+        moments = directions = None
         if self._divisor or self._numerator:
-            tensors = [around.tensors(index, self._optimizer) for index in range(len(self.plan.slots))]
+            tensors = [around.tensors(index, self._optimizer) for index in range(len(plan.slots))]
             if self._divisor:
                 groups = self._optimizer.param_groups
                 known = [
                     at if moved or not direction.reads("second_moment", groups[slot.param_group]) else None
-                    for slot, at, moved in zip(self.plan.slots, tensors, around.stepped, strict=True)
+                    for slot, at, moved in zip(plan.slots, tensors, around.stepped, strict=True)
                 ]
                 moments = _each(direction.second_moment, known, stateful=True)
-                sums.second_moment(self.plan, row, self._scratch, moments)
             if self._numerator:
                 stepped = [at if moved else None for at, moved in zip(tensors, around.stepped, strict=True)]
                 directions = _each(direction.numerator, stepped, stateful=direction.has_second_moment)
-                sums.numerator(self.plan, row, self._scratch, around.copies, directions)
-        if direction.known:
-            pending.optimizer_step = self._counts()
-        if self._drift and (
-            self._recorded % REFERENCE_EVERY == 0 or (self._recorded < REFERENCE_ALL and self._reference.near)
-        ):
-            pending.reference = self._compared_with_reference()
-        if self._asked and self._recorded % ASKED_EVERY == 0:
-            pending.asked = asked(around, self._optimizer, direction, row[COLUMNS.index("xx")])
-        found_inf = getattr(self._optimizer, "found_inf", None)
-        if isinstance(found_inf, Tensor):  # a fused optimizer skips the step inside its kernel
-            for measured in (row, pending.reference, pending.asked):
-                if measured is not None:
-                    sums.forget_if(measured, found_inf)
-        self.ring.commit(pending)
-        self._recorded += 1
-        self._fresh = True
+        self.sums.after(row, around.kept, moments, directions)
+        if asking and self._formula and around.scale is None and isinstance(self.sums, KernelSums):
+            formula = self._read_formula(notes)
+            gradients = [around.gradients.get(index) for index in range(len(plan.slots))]
+            notes.asked = torch.empty(len(ASKED), plan.segments, dtype=row.dtype, device=row.device)
+            self.sums.asked(notes.asked, around.kept, gradients, formula.momenta, formula.moments, formula.factors)
+        elif asking:
+            notes.asked = asked(around, self._optimizer, direction, row[COLUMNS.index("xx")])
 
-    def skip(self, position: int) -> None:
+    def _read_formula(self, notes: HostRow) -> Formula:
+        stepped = [slot.parameter.grad is not None for slot in self.plan.slots]
+        return self._formulas.read(notes.hyperparameters, notes.optimizer_step, stepped)
+
+    def _gradients(self) -> list[tuple[Tensor | None, int]]:
+        gradients = [slot.parameter.grad for slot in self.plan.slots]
+        return [(gradient, 0 if gradient is None else gradient._version) for gradient in gradients]
+
+    def skip(self, position: int, apart: int) -> None:
         """Record that a step was due and had no arithmetic."""
         self.ring.next_row().fill_(torch.nan)
-        self.ring.commit(HostRow(position, time.time(), skipped=True))
+        self.ring.commit(HostRow(position, time.time(), skipped=True, apart=apart))
 
     @torch.no_grad()
-    def drain(self) -> tuple[Tensor, list[HostRow]]:
-        """Empty the ring (see :meth:`Ring.drain`); its last step gets its drift, if that can still be known."""
+    def drain(self) -> Drained | None:
+        """Hand over the ring (see :meth:`Ring.drain`); its last step gets its drift, if that can still be known."""
+        if not len(self.ring) or not self.ring.spare:
+            return None
         last = self.ring.host[-1]
         same_device = all(slot.parameter.device == self.plan.device for slot in self.plan.slots)
         if self._drift and self._fresh and same_device and not last.skipped and last.reference is None:
@@ -153,18 +246,17 @@ class StepMeter:
             now = found[0] + 2.0 * found[1] + found[2]
             then = row["xx"] + 2.0 * row["xd"] + row["dd"]
             # Somebody may have exchanged the weights since, as averages of them are for validation.
-            exchanged = ((now - then).abs() > now * torch.finfo(now.dtype).eps ** 0.6).any()
+            exchanged = ((now - then).abs() > now * (1e-6 if self._rounded else 4e-10)).any()
             last.reference = found.masked_fill_(exchanged, torch.nan)
         return self.ring.drain()
 
     def abandon(self) -> None:
         """Forget a step under way."""
-        self._pending, self._around = None, None
+        self._step = None
 
-    def _kept_gradients(self) -> dict[int, Tensor]:
+    def _kept_gradients(self, asking: bool) -> dict[int, Tensor]:
         """Copies of the gradients that will be read after the step: some optimizers write into them."""
         direction, groups = self._direction, self._optimizer.param_groups
-        asking = self._asked and self._recorded % ASKED_EVERY == 0
         wanted = {"numerator": asking or self._numerator, "second_moment": asking or self._divisor}
         if not direction.reads_gradient or not any(wanted.values()):
             return {}
@@ -184,6 +276,9 @@ class StepMeter:
         ]
         if all(count is None for count in counts):
             return None
+        first = counts[0]
+        if isinstance(first, Tensor) and not first.dim() and all(_alike(first, count) for count in counts):
+            return torch.stack(counts)
         # Adam keeps its counts on the host, capturable and fused variants on the device: they are only copied here.
         device = next((count.device for count in counts if isinstance(count, Tensor)), torch.device("cpu"))
 
@@ -199,10 +294,15 @@ class StepMeter:
 
     def _compared_with_reference(self) -> Tensor:
         found = torch.full((3, self.plan.segments), torch.nan, dtype=self.ring.data.dtype, device=self.plan.device)
-        self._reference.write(self.plan, found, slice(0, 3), self._scratch)
+        self._reference.write(self.sums, found)
         return found
 
 
 def _each(read: Any, tensors: Sequence[StepTensors | None], *, stateful: bool) -> list[Tensor | None]:
     """What a direction's function gives of each tensor; ``None`` where the optimizer has made no step, or no state."""
     return [None if at is None or (stateful and not at.state) else read(at) for at in tensors]
+
+
+def _alike(one: Tensor, other: Any) -> bool:
+    """Whether two tensors can be stacked as they are."""
+    return isinstance(other, Tensor) and (one.shape, one.dtype, one.device) == (other.shape, other.dtype, other.device)

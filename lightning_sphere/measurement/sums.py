@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_sphere.measurement.plan import Bucket, Plan, Slot
+from lightning_sphere.measurement.around import Kept
+from lightning_sphere.measurement.plan import Bucket, Piece, Plan, Slot
 
 
 def accumulation_dtype(device: torch.device) -> torch.dtype:
@@ -81,62 +82,143 @@ def gather(bucket: Bucket, matrices: Sequence[Tensor], out: Tensor) -> Tensor:
     return out.copy_(pieces[0]) if len(pieces) == 1 else torch.cat(pieces, out=out)
 
 
-def before_step(plan: Plan, row: Tensor, scratch: Scratch) -> list[Tensor]:
-    """Write ``xx, gx, gg`` and keep the weights.
+class TorchSums:
+    """The reference path: a handful of operations per bucket, on every device.
 
     Args:
         plan: what to measure.
-        row: the ring's row, ``[columns, segments]``.
+        columns: names of the sums per segment, the order of a row of the ring.
+    """
+
+    name = "PyTorch operations"
+    whole = False
+    """Whether :class:`~lightning_sphere.measurement.kernel_sums.KernelSums`' sweep without a copy can be made."""
+
+    def __init__(self, plan: Plan, columns: Sequence[str]) -> None:
+        self.plan = plan
+        self._at = {name: index for index, name in enumerate(columns)}
+        self._scratch = Scratch(plan, 3 if "aa" in self._at else 2)
+
+    def before(self, row: Tensor) -> KeptBuckets:
+        """Write ``xx, gx, gg`` into a row ``[columns, segments]`` of the ring, and keep the weights."""
+        w, g = weights(self.plan), gradients(self.plan)
+        copies = []
+        for bucket in self.plan.buckets:
+            copy = gather(bucket, w, torch.empty(bucket.shape, dtype=bucket.dtype, device=self.plan.device))
+            copies.append(copy)
+            x, gradient = self._scratch.wide(0, bucket).copy_(copy), gather(bucket, g, self._scratch.wide(1, bucket))
+            row_square(x, row[self._at["xx"], bucket.span])
+            row_square(gradient, row[self._at["gg"], bucket.span])
+            row_dot_(gradient, x, row[self._at["gx"], bucket.span])
+        return KeptBuckets(self.plan, copies)
+
+    def forget(self) -> None:
+        """Nothing is held from step to step."""
+
+    def late_gradients(self, row: Tensor, kept: Kept) -> None:
+        """Write ``gx, gg`` again, from the gradients that are there now."""
+        g = gradients(self.plan)
+        for bucket, copy in zip(self.plan.buckets, kept.copies, strict=True):
+            x, gradient = self._scratch.wide(0, bucket).copy_(copy), gather(bucket, g, self._scratch.wide(1, bucket))
+            row_square(gradient, row[self._at["gg"], bucket.span])
+            row_dot_(gradient, x, row[self._at["gx"], bucket.span])
+
+    def after(
+        self,
+        row: Tensor,
+        kept: Kept,
+        moments: Sequence[Tensor | None] | None,
+        directions: Sequence[Tensor | None] | None,
+    ) -> None:
+        """Write the other sums into the same row.
+
+        Args:
+            row: of the ring.
+            kept: what :meth:`before` gave.
+            moments: the optimizer's second moment of each slot; ``None`` if none is wanted.
+            directions: its direction before the division; ``None`` if none is wanted.
+        """
+        self._displacement(row, kept.copies)
+        if moments is not None:
+            self._second_moment(row, moments)
+        if directions is not None:
+            self._numerator(row, kept.copies, directions)
+
+    def _displacement(self, row: Tensor, copies: Sequence[Tensor]) -> None:
+        """``xd, dd``: the displacement is formed element-wise from the two weights before any reduction."""
+        w = weights(self.plan)
+        for bucket, copy in zip(self.plan.buckets, copies, strict=True):
+            x = self._scratch.wide(0, bucket).copy_(copy)
+            displacement = gather(bucket, w, self._scratch.wide(1, bucket)).sub_(x)
+            row_square(displacement, row[self._at["dd"], bucket.span])
+            row_dot_(displacement, x, row[self._at["xd"], bucket.span])
+
+    def _second_moment(self, row: Tensor, moments: Sequence[Tensor | None]) -> None:
+        """Sums of ``v`` and of ``sqrt(v)``: all terms are positive, so the roots may be rounded to float32."""
+        v = as_matrices(self.plan.slots, moments)
+        for bucket in self.plan.buckets:
+            root = self._scratch.wide(0, bucket).copy_(gather(bucket, v, self._scratch.narrow(bucket)).sqrt_())
+            row_square(root, row[self._at["v"], bucket.span])
+            torch.sum(root, dim=1, out=row[self._at["sqrt_v"], bucket.span])
+
+    def _numerator(self, row: Tensor, copies: Sequence[Tensor], directions: Sequence[Tensor | None]) -> None:
+        """``aa, ax, ad``: ``a`` is the optimizer's direction before its division."""
+        a, w = as_matrices(self.plan.slots, directions), weights(self.plan)
+        for bucket, copy in zip(self.plan.buckets, copies, strict=True):
+            x, direction = self._scratch.wide(0, bucket).copy_(copy), gather(bucket, a, self._scratch.wide(1, bucket))
+            displacement = gather(bucket, w, self._scratch.wide(2, bucket)).sub_(x)
+            row_square(direction, row[self._at["aa"], bucket.span])
+            row_dot_(x, direction, row[self._at["ax"], bucket.span])
+            row_dot_(displacement, direction, row[self._at["ad"], bucket.span])
+
+    def pair(self, then: Sequence[Tensor | None], out: Tensor) -> None:
+        """Write ``<x0, x0>, <x0, E>, <E, E>`` into ``[3, segments]``, ``E`` being the weights less ``x0``.
+
+        Args:
+            then: ``x0`` of each slot, where the weights are; NaN results where it is ``None``.
+            out: of the ring's precision.
+        """
+        old, now = as_matrices(self.plan.slots, then), weights(self.plan)
+        for bucket in self.plan.buckets:
+            x = gather(bucket, old, self._scratch.wide(0, bucket))
+            compare_bucket(bucket, x, now, out, self._scratch)
+
+
+def compare_bucket(bucket: Bucket, x: Tensor, now: Sequence[Tensor], out: Tensor, scratch: Scratch) -> None:
+    """``<x, x>, <x, E>, <E, E>`` of a bucket's segments, ``E = now - x`` formed element-wise.
+
+    Args:
+        bucket: of a plan.
+        x: its matrix number 0 in the scratch memory.
+        now: matrices of all slots.
+        out: ``[3, segments]``.
         scratch: memory to work in.
-
-    Returns:
-        Copies of the weights in their own dtype, one matrix per bucket.
     """
-    w, g = weights(plan), gradients(plan)
-    copies = []
-    for bucket in plan.buckets:
-        copy = gather(bucket, w, torch.empty(bucket.shape, dtype=bucket.dtype, device=plan.device))
-        copies.append(copy)
-        x, gradient = scratch.wide(0, bucket).copy_(copy), gather(bucket, g, scratch.wide(1, bucket))
-        row_square(x, row[0, bucket.span])
-        row_square(gradient, row[2, bucket.span])
-        row_dot_(gradient, x, row[1, bucket.span])
-    return copies
+    change = gather(bucket, now, scratch.wide(1, bucket)).sub_(x)
+    row_square(x, out[0, bucket.span])
+    row_square(change, out[2, bucket.span])
+    row_dot_(change, x, out[1, bucket.span])
 
 
-def after_step(plan: Plan, row: Tensor, scratch: Scratch, copies: Sequence[Tensor]) -> None:
-    """Write ``xd, dd``: the displacement is formed element-wise from the two weights before any reduction."""
-    w = weights(plan)
-    for bucket, copy in zip(plan.buckets, copies, strict=True):
-        x = scratch.wide(0, bucket).copy_(copy)
-        displacement = gather(bucket, w, scratch.wide(1, bucket)).sub_(x)
-        row_square(displacement, row[4, bucket.span])
-        row_dot_(displacement, x, row[3, bucket.span])
+class KeptBuckets:
+    """The weights before a step in their own dtype, one matrix per bucket."""
 
+    def __init__(self, plan: Plan, copies: Sequence[Tensor]) -> None:
+        self._plan, self.copies = plan, copies
 
-def second_moment(plan: Plan, row: Tensor, scratch: Scratch, moments: Sequence[Tensor | None]) -> None:
-    """Write the sums of ``v`` and of ``sqrt(v)`` over each segment, ``v`` being the optimizer's second moment.
+    def whole(self, index: int) -> Tensor:
+        """Those of a slot, in the parameter's shape and dtype."""
+        slot = self._plan.slots[index]
+        matrix = torch.empty(slot.blocks, slot.length, dtype=slot.parameter.dtype, device=slot.parameter.device)
+        for piece, rows, bucket in self._plan.segments_of_slot[index]:
+            piece.of(matrix).copy_(self.piece(index, piece, rows, bucket))
+        shape = slot.parameter.movedim(slot.axis, 0).shape if slot.axis else slot.parameter.shape
+        return matrix.reshape(shape).movedim(0, slot.axis) if slot.axis else matrix.reshape(shape)
 
-    All terms are positive, so the roots may be rounded to float32 while the sums are not.
-    """
-    v = as_matrices(plan.slots, moments)
-    for bucket in plan.buckets:
-        root = scratch.wide(0, bucket).copy_(gather(bucket, v, scratch.narrow(bucket)).sqrt_())
-        row_square(root, row[5, bucket.span])
-        torch.sum(root, dim=1, out=row[6, bucket.span])
-
-
-def numerator(
-    plan: Plan, row: Tensor, scratch: Scratch, copies: Sequence[Tensor], directions: Sequence[Tensor | None]
-) -> None:
-    """Write ``aa, ax, ad`` into the last three columns: ``a`` is the optimizer's direction before its division."""
-    a, w = as_matrices(plan.slots, directions), weights(plan)
-    for bucket, copy in zip(plan.buckets, copies, strict=True):
-        x, direction = scratch.wide(0, bucket).copy_(copy), gather(bucket, a, scratch.wide(1, bucket))
-        displacement = gather(bucket, w, scratch.wide(2, bucket)).sub_(x)
-        row_square(direction, row[-3, bucket.span])
-        row_dot_(x, direction, row[-2, bucket.span])
-        row_dot_(displacement, direction, row[-1, bucket.span])
+    def piece(self, index: int, piece: Piece, rows: slice, bucket: int) -> Tensor:
+        """Those of a piece, as a view of the kept copy."""
+        start = self._plan.buckets[bucket].start
+        return self.copies[bucket][rows.start - start : rows.stop - start]
 
 
 def unscale(row: Tensor, scale: Tensor) -> None:

@@ -9,25 +9,31 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from torch import Tensor
+import torch
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lightning_sphere.directions import UNKNOWN, Direction, direction_of
-from lightning_sphere.guard import Guard
+from lightning_sphere.guard import Guard, warn
+from lightning_sphere.measurement.kernel_sums import KernelError, MovedError
+from lightning_sphere.measurement.paths import give_up
 from lightning_sphere.measurement.plan import Plan
 from lightning_sphere.measurement.reference import ReferenceWeights
-from lightning_sphere.measurement.ring import HostRow
+from lightning_sphere.measurement.ring import Drained
 from lightning_sphere.measurement.step import StepMeter
 
 _log = logging.getLogger("lightning_sphere")
 
 SLACK = 8
 """Rows of the ring beyond those wanted, see :attr:`OptimizerTap.due`."""
+
+MOST_APART = 1024
+"""Steps are not thinned out further than to one in so many."""
 
 _MEASURING = "measuring an optimizer step"
 
@@ -39,14 +45,14 @@ class OptimizerTap:
         optimizer: whose steps to measure; nothing in it is changed but its lists of hooks.
         make_plan: called before the first measured step, and again when the optimizer's param groups have changed.
         position: gives the place of this tap's next step on the user's x axis.
-        flush: called when the ring is full, or before the plan changes; must :meth:`drain` this tap.
+        flush: called before the plan changes; must :meth:`drain` this tap.
         before: called with the position of each measured step before it is.
         after: called with this tap after each step, measured or not.
         guard: contains failures.
         wanted: which sums the recorded quantities need.
         reference: gives the weights that drift is measured from.
         every_n_steps: measure each ``n``-th step.
-        rows: how many steps the ring should hold if the budget allows.
+        rows: how many steps are recorded between flushes, if the budget allows.
         budget_mb: memory of the ring on the device at most, in MiB.
     """
 
@@ -78,13 +84,17 @@ class OptimizerTap:
         self._signature: list[list[tuple[int, bool]]] | None = None
         self._handles: list[RemovableHandle] = []
         self._open, self._inner = False, 0
+        self._thinned, self._last = 1, -1
+        self._told_of_graph = self._overflowed = False
 
     def attach(self) -> None:
         """Register the two hooks."""
         if not self._handles:
+            # Within a compiled step the hooks run as they are: traced, they would be compiled anew at each step.
+            before, after = map(torch.compiler.disable, (self._pre_hook, self._post_hook))
             self._handles = [
-                self.optimizer.register_step_pre_hook(self._pre_hook),
-                self.optimizer.register_step_post_hook(self._post_hook),
+                self.optimizer.register_step_pre_hook(before),
+                self.optimizer.register_step_post_hook(after),
             ]
 
     def detach(self) -> None:
@@ -94,9 +104,21 @@ class OptimizerTap:
         self._handles = []
         self.abandon()
 
-    def drain(self) -> tuple[Tensor, list[HostRow]] | None:
-        """What was recorded since the last call (see :meth:`Ring.drain`), or ``None`` if nothing was."""
-        return self._meter.drain() if self._meter is not None and len(self._meter.ring) else None
+    def drain(self) -> Drained | None:
+        """Hand over what was recorded since the last call (see :meth:`Ring.drain`), or ``None`` if nothing was."""
+        drained = None if self._meter is None else self._meter.drain()
+        self._overflowed = self._overflowed and drained is None
+        return drained
+
+    def trust(self, error: float | None) -> None:
+        """Say how far recorded steps were from the optimizer's formula, if any was compared."""
+        if error is not None and self._meter is not None:
+            self._meter.trust(error)
+
+    @property
+    def path(self) -> str:
+        """What makes the sums, for people; empty before the first measured step."""
+        return "" if self._meter is None else self._meter.sums.name
 
     @property
     def plan(self) -> Plan | None:
@@ -143,11 +165,27 @@ class OptimizerTap:
             with self._guard.watching("recording a skipped step"):
                 position = self._position(self)
                 self._before(position)
-                self._prepare().skip(position)
+                meter = self._prepare()
+                if meter is not None:
+                    meter.skip(position, self._apart)
+                    self._last = self.steps_seen
         self.steps_seen += 1
+
+    @contextmanager
+    def around(self) -> Iterator[None]:
+        """Measure what the block does to the weights as one step: one that runs no hooks, such as a CUDA graph's."""
+        with self._guard.watching(_MEASURING):
+            self.abandon()
+            if self._guard.failure is None:
+                self.before_step(late=True)
+        yield
+        self._finish_step()
 
     def _pre_hook(self, _: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
         if self._guard.failure is not None:  # removing hooks while torch iterates over them would break the step
+            return None
+        if _capturing():
+            self._tell_of_graph()
             return None
         if self._open and calls_of_step(self.optimizer) > 1:
             self._inner += 1
@@ -178,37 +216,69 @@ class OptimizerTap:
 
         return measured_closure
 
+    def _tell_of_graph(self) -> None:
+        """Say once that the steps of a CUDA graph run no hooks."""
+        if not self._told_of_graph:
+            self._told_of_graph = True
+            warn(
+                f"the step of {type(self.optimizer).__name__} is captured into a CUDA graph, whose replays run no "
+                "hooks: they are measured where they are wrapped in `with tracker.measuring(optimizer):`"
+            )
+
     def _post_hook(self, *_: Any) -> None:
+        if _capturing():
+            return
         if self._inner:
             self._inner -= 1
             return
         self._open = False
+        self._finish_step()
+
+    def _finish_step(self) -> None:
         if self._guard.failure is None:
             with self._guard.watching(_MEASURING):
                 self.after_step()
                 self._after(self)
 
     def _due(self) -> bool:
-        return self.steps_seen % self._every_n_steps == 0
+        return self.steps_seen % (self._every_n_steps * self._thinned) == 0
 
-    def before_step(self) -> None:
-        """Measure the weights and gradients, if this step is to be measured."""
+    @property
+    def _apart(self) -> int:
+        """Steps since the last recorded one."""
+        return self.steps_seen - self._last
+
+    def before_step(self, *, late: bool = False) -> None:
+        """Measure the weights and gradients, if this step is to be measured; ``late`` gradients only after it."""
         if self._due():
             position = self._position(self)
             self._before(position)
             meter = self._prepare()
-            self._read(lambda: meter.before(position))
+            if meter is not None:
+                self._read(lambda: meter.before(position, self._apart, late=late))
 
     def after_step(self) -> None:
         """Measure the new weights and the optimizer's state, and count the step."""
         self.steps_seen += 1
         if self._meter is not None:
-            self._read(self._meter.after)
+            self._read(self._finish)
+
+    def _finish(self) -> None:
+        assert self._meter is not None
+        if self._meter.after():
+            self._last = self.steps_seen - 1
 
     def _read(self, measure: Callable[[], None]) -> None:
         """Measure; an optimizer that does not keep what its family keeps is measured as an unknown one from then on."""
         try:
             measure()
+        except MovedError:  # measured again from the next step on, as it is then
+            self.abandon()
+            self.replan()
+        except KernelError as error:
+            self.abandon()
+            give_up(self._meter.plan.device if self._meter is not None else torch.device("cuda"), str(error))
+            self.replan()
         except KeyError as missing:
             if self.direction is UNKNOWN:
                 raise
@@ -223,8 +293,12 @@ class OptimizerTap:
                 missing,
             )
 
-    def _prepare(self) -> StepMeter:
-        """A meter with room for a step, after a new plan or a flush where one is due."""
+    def _prepare(self) -> StepMeter | None:
+        """A meter with room for a step, after a new plan where one is due; ``None`` if there is no room.
+
+        That is so while the steps before are still being evaluated. Waiting for that would hold up the training, so
+        that from then on fewer steps are recorded.
+        """
         if self.stale or self._meter is None:
             if self._meter is not None:
                 self._flush()
@@ -239,8 +313,22 @@ class OptimizerTap:
                 budget_mb=self._budget_mb,
             )
         if self._meter.ring.full:
-            self._flush()
+            self._thin_out()
+            return None
         return self._meter
+
+    def _thin_out(self) -> None:
+        """Record fewer steps from now on; once for all steps that find no room during one evaluation."""
+        thinned = min(2 * self._thinned, MOST_APART)
+        if not self._overflowed and thinned > self._thinned:
+            self._thinned = thinned
+            tell = _log.info if thinned > 2 else warn
+            tell(
+                f"steps are recorded faster than they can be evaluated and written: from step {self.steps_seen} of "
+                f"{type(self.optimizer).__name__} on, one in {self._every_n_steps * thinned} is recorded. "
+                "every_n_steps, include and quantities choose what to record"
+            )
+        self._overflowed = True
 
     def abandon(self) -> None:
         """Forget a step under way."""
@@ -261,3 +349,9 @@ def calls_of_step(optimizer: Optimizer) -> int:
             count += frame.f_locals.get("self") is optimizer
         frame = frame.f_back
     return count
+
+
+def _capturing() -> bool:
+    """Whether what is queued now becomes part of a CUDA graph, rather than being done."""
+    started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return bool(started and torch.cuda.is_current_stream_capturing())
