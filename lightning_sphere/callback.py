@@ -184,7 +184,7 @@ class SphereMonitor(_Base):
         with self.tracker.guard.watching("writing recorded steps"):
             self.tracker.settle_step()
             if trainer.log_every_n_steps and (logging_step(trainer) + 1) % trainer.log_every_n_steps == 0:
-                self.tracker.flush()
+                self.tracker.flush(wait=False)
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Write what is recorded: whoever looks at validation metrics sees the steps before."""

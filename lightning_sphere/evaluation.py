@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+import numpy.typing as npt
+from torch import nn
 
+from lightning_sphere.directions import Direction
+from lightning_sphere.epsilon import Norms, NormStatistics
 from lightning_sphere.geometry import FORMULAS, InnerProducts, evaluate
 from lightning_sphere.groups import ScaleGroup
 from lightning_sphere.inference import Sums
 from lightning_sphere.layers import KnownLayers
+from lightning_sphere.measurement.asked import error
 from lightning_sphere.measurement.collect import Collected, collect
 from lightning_sphere.measurement.plan import Plan
+from lightning_sphere.measurement.ring import Drained
 from lightning_sphere.measurement.tap import OptimizerTap
+from lightning_sphere.measurement.transfer import Transfer
 from lightning_sphere.quantities import QUANTITIES, STATS
 from lightning_sphere.recording import Recording, merge, summary_scalars
-from lightning_sphere.running import Running
+from lightning_sphere.running import MEASURED, Running
 from lightning_sphere.settling import LayerEquilibrium
-from lightning_sphere.statistics import per_layer
+from lightning_sphere.statistics import LayerGroups, per_layer
 from lightning_sphere.tensorboard.schema import TableSchema
 from lightning_sphere.verdict import Verdict
 from lightning_sphere.verification import Verification
@@ -32,10 +38,30 @@ _log = logging.getLogger("lightning_sphere")
 MISMATCH = 0.05
 """Error of an optimizer's formula, relative to the step that it asks for, above which it is told."""
 
+BLOCK = 1 << 20
+"""Numbers that are computed at a time before their statistics are taken, about."""
+
 RETELL = 1.2
 """States of equilibrium are written again once so many times the steps are recorded: the file stays small."""
 
 _REMARK = "; effective_lr unknown: its tensors have different learning rates"
+
+
+@dataclass
+class Batch:
+    """Recorded steps of one optimizer, to be evaluated."""
+
+    tap: OptimizerTap
+    drained: Drained
+    plan: Plan
+    direction: Direction
+    columns: tuple[str, ...]
+    optimizer: str
+    """Its name, for people."""
+    statistics: NormStatistics
+    """What the norms behind the plan's layers held."""
+    formula_error: float | None = None
+    """Known after the evaluation, see :func:`lightning_sphere.measurement.asked.error`."""
 
 
 class Evaluation:
@@ -67,8 +93,9 @@ class Evaluation:
         self._steps = self._told_at = 0
         self._unmatched: Mapping[str, str] = {}
         self._told: set[str] = set()
-        self._verification = Verification(model)
+        self._verification = Verification()
         self._layers, self._per_layer_scalars = layers, per_layer_scalars
+        self._model, self._norms = model, WeakKeyDictionary[Plan, Norms]()
         self._written: dict[str, Verdict] = {}
 
     @property
@@ -89,16 +116,30 @@ class Evaluation:
         found = {name: self._running.equilibrium(name, remaining) for name in self.measured if name not in refuted}
         return {name: state for name, state in found.items() if state is not None}
 
-    def drain(self, taps: Sequence[OptimizerTap], unmatched: Mapping[str, str] | None = None) -> Recording | None:
-        """One recording of all that the taps hold; ``None`` if they hold nothing.
+    def gather(self, taps: Sequence[OptimizerTap]) -> list[Batch]:
+        """What the taps hold, on its way to the host. Call it in the thread that trains.
 
         Args:
-            taps: all of them.
+            taps: all of them, none with steps that were gathered before and not evaluated.
+        """
+        batches = []
+        for tap in taps:
+            drained, plan = tap.drain(), tap.plan
+            if drained is not None and plan is not None:
+                name = type(tap.optimizer).__name__
+                batches.append(Batch(tap, drained, plan, tap.direction, tap.columns, name, self._statistics(plan)))
+        return batches
+
+    def evaluate(self, batches: Sequence[Batch], unmatched: Mapping[str, str] | None = None) -> Recording | None:
+        """One recording of all that was gathered; ``None`` if there is nothing. It may run beside the training.
+
+        Args:
+            batches: of all taps.
             unmatched: why a parameter has no reference to measure drift from, by name.
         """
         self._unmatched = unmatched or {}
         mixed: set[str] = set()
-        parts = [part for tap in taps if (part := self._evaluate(tap, mixed)) is not None]
+        parts = [part for batch in batches if (part := self._evaluate(batch, mixed)) is not None]
         if not parts:
             return None
         recording = merge(parts, self._layers.order)
@@ -106,21 +147,21 @@ class Evaluation:
         recording = replace(recording, schema=schema)
         return replace(recording, scalars=summary_scalars(recording, per_layer=self._per_layer_scalars))
 
-    def _evaluate(self, tap: OptimizerTap, mixed: set[str]) -> Recording | None:
+    def _evaluate(self, batch: Batch, mixed: set[str]) -> Recording | None:
         """All formulas at once over the steps that a tap has recorded."""
-        drained = tap.drain()
-        if drained is None or tap.plan is None or not tap.plan.layers:
+        data, host = batch.drained.result()
+        batch.formula_error = error([row.asked for row in host], batch.plan)
+        if not batch.plan.layers:
             return None
-        data, host = drained
         self._steps += len(host)
-        layers = tap.plan.layers
-        collected = collect(data, host, tap.plan, tap.direction, tap.columns)
-        table = self._table(collected, tap)
+        layers = batch.plan.layers
+        collected = collect(data, host, batch.plan, batch.direction, batch.columns)
+        table = self._table(collected, batch)
         mixed |= collected.mixed_rates
         self.measured |= {layer.name: layer for layer in layers}
-        self._verification.take(collected.products, layers)
-        self._infer(collected.products, tap.plan)
-        self._compare_with_formula(collected.mismatch, type(tap.optimizer).__name__)
+        self._verification.take(collected.products, layers, batch.statistics)
+        self._infer(collected.products, batch.plan)
+        self._compare_with_formula(collected.mismatch, batch.optimizer)
         schema = TableSchema(
             layers=tuple(layer.name for layer in layers),
             quantities=self._names,
@@ -132,34 +173,49 @@ class Evaluation:
             schema,
             np.array([row.step for row in host], dtype=np.int64),
             np.array([row.wall_time for row in host], dtype=np.float64),
-            table.to(torch.float32).numpy(),
+            table,
         )
 
-    def _table(self, collected: Collected, tap: OptimizerTap) -> Tensor:
-        """All quantities of all layers, float64 ``[steps, layers, quantities, stats]``."""
-        assert tap.plan is not None
-        layers, products = tap.plan.layers, collected.products
-        followed = self._running.take(collected, layers, tap.direction, type(tap.optimizer).__name__)
-        table = products.xx.new_full((len(products.xx), len(layers), len(self._names), len(STATS)), torch.nan)
+    def _statistics(self, plan: Plan) -> NormStatistics:
+        """What the norms behind a plan's layers hold now."""
+        norms = self._norms.get(plan)
+        if norms is None:
+            norms = self._norms[plan] = Norms(plan.layers, dict(self._model.named_modules()))
+        return NormStatistics.take(norms, Transfer)
 
-        def fill(rows: Sequence[int], names: Sequence[str], values: Tensor) -> None:
-            if len(rows) and names:
-                columns = torch.tensor([self._names.index(name) for name in names], device="cpu")
-                at = torch.tensor(rows, device="cpu").unsqueeze(1)
-                table[at, :, columns] = per_layer(values, layers).transpose(1, 2)
+    @np.errstate(all="ignore")
+    def _table(self, collected: Collected, batch: Batch) -> npt.NDArray[np.float32]:
+        """All quantities of all layers, float32 ``[steps, layers, quantities, stats]``."""
+        layers, products = batch.plan.layers, collected.products
+        places = LayerGroups(layers)
+        steps, groups = products.xx.shape
+        table = np.full((steps, len(layers), len(self._names), len(STATS)), np.nan, dtype=np.float32)
 
-        every = range(len(products.xx))
+        def fill(rows: slice | list[int], names: Sequence[str], values: npt.NDArray[np.float64]) -> None:
+            found = per_layer(values, places)
+            for index, name in enumerate(names):
+                table[rows, :, self._names.index(name)] = found[:, :, index]
+
         direct = [name for name in self._names if name in FORMULAS]
-        if direct:
-            fill(every, direct, evaluate(products, direct))
-        steadily = [name for name in self._names if name in followed and not QUANTITIES[name].rare]
+        formulas = [*direct, *(name for name in MEASURED if name not in direct)]
+        measured = {name: np.empty((steps, groups)) for name in MEASURED}
+        at_a_time = max(1, BLOCK // (groups * len(formulas)))
+        for start in range(0, steps, at_a_time):
+            some = slice(start, start + at_a_time)
+            found = evaluate(products.part(some, slice(None)), formulas).numpy()
+            for name, values in measured.items():
+                values[some] = found[formulas.index(name)]
+            if direct:
+                fill(some, direct, found[: len(direct)])
+        followed = self._running.take(collected, layers, batch.direction, batch.optimizer, measured)
         for rows, names in (
-            (every, steadily),
-            (collected.reference.rows, [name for name in ("drift", "straightness") if name in self._names]),
-            (collected.asked.rows, [name for name in ("lost_update",) if name in self._names]),
+            (slice(None), [name for name in followed if not QUANTITIES[name].rare]),
+            (list(collected.reference.rows), ["drift", "straightness"]),
+            (list(collected.asked.rows), ["lost_update"]),
         ):
-            if names:
-                fill(rows, names, torch.stack([followed[name] for name in names]))
+            wanted = [name for name in names if name in self._names]
+            if wanted and rows != []:
+                fill(rows, wanted, np.stack([followed[name] for name in wanted]))
         return table
 
     def _compare_with_formula(self, mismatch: tuple[float, str], optimizer: str) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from os import PathLike
 from typing import Any
@@ -21,6 +22,7 @@ from lightning_sphere.discovery import Discovery
 from lightning_sphere.discovery.graph import tensors_in
 from lightning_sphere.drift import reference_weights
 from lightning_sphere.evaluation import Evaluation
+from lightning_sphere.flushing import Flusher
 from lightning_sphere.given import Groups
 from lightning_sphere.guard import Guard
 from lightning_sphere.layers import KnownLayers, known_names
@@ -132,7 +134,6 @@ class SphereTracker:
         self.options.check_names(known_names(model))
         self.model = model
         self.history = History(window=flush_every_n_steps)
-        self._sinks: list[Sink] = [self.history, *sinks]
         self._log_dir, self._writer = log_dir, writer
         self.guard = Guard(strict=strict, switch_off=self._release)
         """Contains failures of this tracker and of those who drive it."""
@@ -148,6 +149,9 @@ class SphereTracker:
             names=applicable(names, optimizers) if isinstance(quantities, str) else names,
             start=lambda: Running(every_n_steps=every_n_steps, from_start=drift_from is None),
             per_layer_scalars=per_layer_scalars,
+        )
+        self._flusher = Flusher(
+            self._evaluation, [self.history, *sinks], self.guard, lambda: self._layers.claims, self._adapt
         )
         self._expected: list[Optimizer] = []
         self._at: int | None = None
@@ -201,7 +205,7 @@ class SphereTracker:
                 self._reference, self._unmatched = reference_weights(self.options.drift_from, self.model)
                 self._evaluation.start_anew()
             if self._writer is not None or self._log_dir is not None:
-                self._sinks.append(open_sink(self._writer, self._log_dir))
+                self._flusher.sinks.append(open_sink(self._writer, self._log_dir))
         with self.guard.watching("looking for compiled modules"):
             self._calls = CompiledCalls(self.model, lambda: self.wants_loss)
         for tap in self._taps:
@@ -223,10 +227,7 @@ class SphereTracker:
         for tap in self._taps:
             tap.release()
         self._reference = None
-        for sink in self._sinks:
-            with self.guard.watching("closing the log"):
-                sink.close()
-        self._sinks = [self.history]
+        self._flusher.close(keep=[self.history])
 
     # ------------------------------------------------------------- discovery
 
@@ -250,9 +251,11 @@ class SphereTracker:
     @property
     def discovery(self) -> Discovery | None:
         """Which weights are known to be scale-invariant by now, and why; ``None`` before the first loss."""
+        self._flusher.settle()
         return self._layers.known
 
     def _read(self, loss: Any, *, given: bool) -> None:
+        self._flusher.settle()
         with self.guard.watching("reading the loss's graph"):
             self._layers.read(loss, given=given, standins=self._calls.standins if self._calls is not None else None)
             self._adapt()
@@ -279,6 +282,29 @@ class SphereTracker:
 
     # ----------------------------------------------------------------- steps
 
+    @contextmanager
+    def measuring(self, optimizer: Optimizer) -> Iterator[None]:
+        """Measure what a block does as one step of an optimizer, where ``optimizer.step()`` does not run.
+
+        A CUDA graph that holds the step runs no hooks::
+
+            with tracker.measuring(optimizer):
+                graph.replay()
+
+        Gradients are read after the block, so that they must still be there, as the optimizer used them.
+
+        Args:
+            optimizer: one of the tracker's.
+
+        Raises:
+            ValueError: for another optimizer.
+        """
+        tap = next((tap for tap in self._taps if tap.optimizer is optimizer), None)
+        if tap is None:
+            raise ValueError(f"optimizer takes one of the tracker's optimizers, got {type(optimizer).__name__}")
+        with tap.around():
+            yield
+
     def expect_step(self, optimizer: Optimizer) -> None:
         """Say that gradients are ready for a step; :meth:`settle_step` then knows whether it happened."""
         under_way = any(tap.under_way for tap in self._taps if tap.optimizer is optimizer)
@@ -303,8 +329,9 @@ class SphereTracker:
             self._at = position
             if self._calls is not None:
                 self._calls.clear()
+            self._flusher.poll()
             if any(tap.due for tap in self._taps):
-                self.flush()
+                self.flush(wait=False)
 
     def _after_step(self, tap: OptimizerTap) -> None:
         if tap.optimizer in self._expected:
@@ -312,16 +339,14 @@ class SphereTracker:
 
     # ----------------------------------------------------------------- flush
 
-    def flush(self) -> None:
-        """Evaluate what is recorded and give it to the sinks."""
-        with self.guard.watching("evaluating and writing recorded steps"):
-            claims = self._layers.claims
-            recording = self._evaluation.drain(self._taps, self._unmatched)
-            if recording is not None:
-                for sink in self._sinks:
-                    sink.write(recording)
-            if self._layers.claims is not claims:  # gradients told something
-                self._adapt()
+    def flush(self, *, wait: bool = True) -> None:
+        """Evaluate what is recorded and give it to the sinks, in a thread of the tracker's own.
+
+        Args:
+            wait: until that is done. Otherwise this only hands over, and does nothing while an earlier flush is under
+                way.
+        """
+        self._flusher.flush(self._taps, self._unmatched, wait=wait)
 
     def _release(self) -> None:
         """Let go of what a switched-off tracker no longer needs."""
@@ -332,9 +357,15 @@ class SphereTracker:
 
     def summary(self) -> RunSummary:
         """One row per layer: the state at the end of what was recorded so far (call it after a flush)."""
+        self._flusher.settle()
         measured = list(self._evaluation.measured.values())
         summary = summarize(self.history, measured, self.verdicts, self.equilibrium)
         return replace(summary, failed=self.guard.failure is not None)
+
+    @property
+    def measured_by(self) -> str:
+        """What makes the sums: a kernel or PyTorch operations; empty before the first measured step."""
+        return ", ".join(sorted({tap.path for tap in self._taps if tap.path}))
 
     @property
     def verdicts(self) -> dict[str, Verdict]:
@@ -342,6 +373,7 @@ class SphereTracker:
 
         Layers of which nothing is claimed have no verdict; before the first flush there is none.
         """
+        self._flusher.settle()
         return self._evaluation.verdicts
 
     @property
@@ -350,6 +382,7 @@ class SphereTracker:
 
         The prediction is that of the present learning rate and weight decay (Kosson et al., arXiv 2305.17212).
         """
+        self._flusher.settle()
         taken = max(tap.steps_seen for tap in self._taps)
         return self._evaluation.equilibrium(None if self._total_steps is None else max(0, self._total_steps - taken))
 

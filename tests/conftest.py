@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import Any
 
 import pytest
 import torch
 
 import lightning_sphere.discovery  # noqa: F401  # registers the rules
+from lightning_sphere.background import Background
 from lightning_sphere.discovery.registry import RULES, Context, Rule
 from lightning_sphere.discovery.rules_pointwise import not_homogeneous, unknown
 
@@ -40,3 +43,20 @@ def _no_rule_fails() -> Iterator[None]:
     FAILED.clear()
     yield
     assert not FAILED, FAILED[0]
+
+
+@pytest.fixture
+def copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy of the weights is kept over every step: what happened is measured itself, without the formula's error."""
+    monkeypatch.setattr("lightning_sphere.measurement.step.FAITHFUL", -1.0)
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flushes are done before the next step: how long a thread takes would decide how many steps are recorded."""
+
+    def start(background: Background[Any], job: Callable[[], Any]) -> None:
+        background._job = Future()
+        background._job.set_result(job())
+
+    monkeypatch.setattr(Background, "start", start)

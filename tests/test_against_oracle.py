@@ -17,6 +17,8 @@ from lightning_sphere.measurement.plan import CHUNK_ELEMENTS
 from nets import FIRST, LAST, SECOND, batches, conv_net
 from oracle import KNOWN, Watch, assert_recorded, cut_of, layer_index, layer_table
 
+pytestmark = pytest.mark.usefixtures("copies")
+
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 OPTIMIZERS: dict[str, OptimizerFactory] = {

@@ -21,6 +21,8 @@ from optimizer_watch import assert_all_recorded, expected
 from optimizer_zoo import ALL, KNOWN, NORMALIZED, Factory, net, train
 from oracle import layer_index
 
+pytestmark = pytest.mark.usefixtures("copies")
+
 ADDED_UP = ("path_length", "drift", "straightness", "adam_equivalence")
 
 

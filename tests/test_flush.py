@@ -58,6 +58,7 @@ def test_validation_sees_all_steps_before_it(tmp_path: Path) -> None:
     assert seen == [list(range(4)), list(range(8))]
 
 
+@pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize("budget_mb", [1e-6, 0.01])
 def test_a_small_budget_flushes_earlier_and_loses_nothing(tmp_path: Path, budget_mb: float) -> None:
     logger = TensorBoardLogger(tmp_path)
@@ -66,6 +67,7 @@ def test_a_small_budget_flushes_earlier_and_loses_nothing(tmp_path: Path, budget
     assert read_run(logger.log_dir).steps.tolist() == list(range(9))
 
 
+@pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize(("rows", "flushes"), [(1, 40), (12, 10), (28, 2), (1000, 1)])
 def test_the_budget_bounds_the_memory_and_so_the_steps_per_flush(rows: int, flushes: int) -> None:
     """Of ``rows`` that fit, eight are kept free for other optimizers' steps at the same position."""
@@ -80,7 +82,7 @@ def test_the_budget_bounds_the_memory_and_so_the_steps_per_flush(rows: int, flus
         def close(self) -> None: ...
 
     bytes_per_row = 5 * (8 + 11 + 10) * 8  # sums x filters x float64
-    budget = (rows + 0.5) * bytes_per_row / 2**20
+    budget = 2 * (rows + 0.5) * bytes_per_row / 2**20  # one buffer is written while the other is evaluated
     with SphereTracker(net, optimizer, sinks=[Count()], device_budget_mb=budget, strict=True) as tracker:
         for images, classes in batches(40):
             optimizer.zero_grad()
@@ -88,7 +90,7 @@ def test_the_budget_bounds_the_memory_and_so_the_steps_per_flush(rows: int, flus
             optimizer.step()
             meter = tracker._taps[0]._meter
             assert meter is not None
-            assert meter.ring.data.nbytes <= budget * 2**20
+            assert 2 * meter.ring.data.nbytes <= budget * 2**20
     assert sum(sizes) == 40
     assert len(sizes) == flushes
 

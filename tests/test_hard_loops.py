@@ -19,6 +19,8 @@ from lightning_sphere import SphereMonitor, SphereTracker, read_run
 from nets import FIRST, LAST, SECOND, batches, conv_net, digits
 from oracle import Watch, assert_recorded, layer_index
 
+pytestmark = pytest.mark.usefixtures("copies")
+
 ALL = (FIRST, SECOND, LAST)
 
 

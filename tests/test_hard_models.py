@@ -17,6 +17,8 @@ from lightning_sphere import SphereTracker, read_run
 from nets import FIRST, LAST, SECOND, batches, conv_net
 from oracle import Watch, assert_recorded, layer_index
 
+pytestmark = pytest.mark.usefixtures("copies")
+
 ALL = (FIRST, SECOND, LAST)
 
 
@@ -170,6 +172,7 @@ def test_an_unknown_name_is_an_error_that_names_close_ones() -> None:
         SphereTracker(model, SGD(model.parameters(), lr=0.1), include=["encodr"])
 
 
+@pytest.mark.usefixtures("at_once")
 def test_a_tiny_device_budget_flushes_earlier_and_loses_nothing(tmp_path: Path) -> None:
     model = conv_net()
     record, watch = run(tmp_path, model, AdamW(model.parameters(), lr=1e-2), device_budget_mb=1e-3)

@@ -18,6 +18,8 @@ from lightning_sphere import Discovery, GroupPart, ScaleGroup, SphereTracker, di
 from lightning_sphere.measurement.plan import CHUNK_ELEMENTS, Plan
 from oracle import Watch, assert_recorded
 
+pytestmark = pytest.mark.usefixtures("copies")
+
 
 class Block(nn.Module):
     """A pre-norm block: attention without heads, and an MLP."""

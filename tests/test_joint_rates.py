@@ -11,6 +11,8 @@ from torch import nn
 
 from lightning_sphere import SphereTracker, read_run
 
+pytestmark = pytest.mark.usefixtures("copies")
+
 
 @pytest.mark.parametrize("same", [True, False])
 def test_different_rates_of_weight_and_bias_leave_the_rate_unknown_with_the_reason(tmp_path: Path, same: bool) -> None:

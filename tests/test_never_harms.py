@@ -19,6 +19,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_sphere import SphereMonitor, SphereTracker
 from lightning_sphere.guard import SphereWarning
+from lightning_sphere.measurement import host_kernel
+from lightning_sphere.measurement.sums import TorchSums
 from nets import batches, conv_net, digits
 
 FACTORIES: dict[str, Callable[..., Optimizer]] = {
@@ -164,11 +166,17 @@ def test_nothing_stays_attached_after_the_loop(tmp_path: Path) -> None:
 
 
 FAULTS = {
-    "lightning_sphere.measurement.sums.before_step": "measuring",
-    "lightning_sphere.measurement.sums.after_step": "measuring",
-    "lightning_sphere.measurement.sums.second_moment": "measuring",
+    "lightning_sphere.measurement.sums.TorchSums.before": "measuring",
+    "lightning_sphere.measurement.sums.TorchSums.after": "measuring",
+    "lightning_sphere.measurement.step.sums_of_plan": "measuring",
+    "lightning_sphere.measurement.step.StepMeter.before": "measuring",
+    "lightning_sphere.measurement.step.StepMeter.after": "measuring",
+    "lightning_sphere.measurement.step.StepMeter.drain": "writing",
+    "lightning_sphere.measurement.ring.Drained.result": "writing",
+    "lightning_sphere.flushing.Background.start": "writing",
     "lightning_sphere.measurement.step.number": "measuring",
     "lightning_sphere.measurement.step.asked": "measuring",
+    "lightning_sphere.evaluation.error": "writing",
     "lightning_sphere.measurement.reference.ReferenceWeights.prepare": "measuring",
     "lightning_sphere.measurement.reference.ReferenceWeights.write": "measuring",
     "lightning_sphere.evaluation.collect": "writing",
@@ -185,12 +193,33 @@ FAULTS = {
 }
 
 
+if host_kernel.load() is not None:
+    FAULTS |= {
+        "lightning_sphere.measurement.kernel_sums.KernelSums.before": "measuring",
+        "lightning_sphere.measurement.kernel_sums.KernelSums.after": "measuring",
+        "lightning_sphere.measurement.kernel_sums.KernelSums.at_once": "measuring",
+        "lightning_sphere.measurement.host_kernel.HostKernel.launch": "measuring",
+        "lightning_sphere.measurement.factors.Formulas.read": "measuring",
+    }
+
+
+STEPS = 60
+"""Enough for the first flush to end beside the training: no copy is kept from then on."""
+
+
 class FaultError(RuntimeError):
     """What a broken part of the tool raises here."""
 
 
 def broken(*_: Any, **__: Any) -> Any:
     raise FaultError("the cause, for the tests")
+
+
+def break_down(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace a part by one that raises, and take the way to measure that uses it."""
+    if "TorchSums" in target or target.endswith("step.asked"):
+        monkeypatch.setattr("lightning_sphere.measurement.step.sums_of_plan", TorchSums)
+    monkeypatch.setattr(target, broken)
 
 
 def sphere_warnings(caught: list[warnings.WarningMessage]) -> list[str]:
@@ -201,11 +230,11 @@ def sphere_warnings(caught: list[warnings.WarningMessage]) -> list[str]:
 def test_a_failing_part_warns_once_and_the_loop_is_not_changed(
     target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = loop(FACTORIES["adamw"], None, steps=12)
-    monkeypatch.setattr(target, broken)
+    plain = loop(FACTORIES["adamw"], None, steps=STEPS)
+    break_down(target, monkeypatch)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        tracked = loop(FACTORIES["adamw"], {"log_dir": tmp_path, "flush_every_n_steps": 5}, steps=12)
+        tracked = loop(FACTORIES["adamw"], {"log_dir": tmp_path, "flush_every_n_steps": 5}, steps=STEPS)
     assert_same_bits(plain, tracked)
     (message,) = sphere_warnings(caught)
     assert "FaultError" in message
@@ -216,7 +245,7 @@ def test_a_failing_part_warns_once_and_the_loop_is_not_changed(
 def test_a_failing_part_does_not_raise_where_warnings_are_errors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lightning_sphere.measurement.sums.after_step", broken)
+    monkeypatch.setattr("lightning_sphere.measurement.step.StepMeter.after", broken)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         loop(FACTORIES["sgd"], {"log_dir": tmp_path}, steps=3)
@@ -224,16 +253,16 @@ def test_a_failing_part_does_not_raise_where_warnings_are_errors(
 
 @pytest.mark.parametrize("target", FAULTS)
 def test_a_failing_part_raises_where_strict(target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(target, broken)
+    break_down(target, monkeypatch)
     with pytest.raises(FaultError):
-        loop(FACTORIES["adamw"], {"log_dir": tmp_path, "flush_every_n_steps": 5, "strict": True}, steps=12)
+        loop(FACTORIES["adamw"], {"log_dir": tmp_path, "flush_every_n_steps": 5, "strict": True}, steps=STEPS)
 
 
 @pytest.mark.parametrize(
     "target",
     [
-        "lightning_sphere.measurement.sums.before_step",
-        "lightning_sphere.measurement.sums.after_step",
+        "lightning_sphere.measurement.step.StepMeter.before",
+        "lightning_sphere.measurement.step.StepMeter.after",
         "lightning_sphere.layers.discover",
         "lightning_sphere.evaluation.per_layer",
         "lightning_sphere.tensorboard.writer.TensorBoardSink.write",
@@ -248,7 +277,7 @@ def test_a_failing_part_does_not_change_the_trainers_run(
     target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = copy.deepcopy(fit(FACTORIES["sgd"], tmp_path / "plain", None, steps=12))
-    monkeypatch.setattr(target, broken)
+    break_down(target, monkeypatch)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         monitored = fit(FACTORIES["sgd"], tmp_path / "monitored", SphereMonitor(), steps=12)
@@ -259,7 +288,7 @@ def test_a_failing_part_does_not_change_the_trainers_run(
 
 
 def test_the_trainer_raises_where_strict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightning_sphere.measurement.sums.after_step", broken)
+    monkeypatch.setattr("lightning_sphere.measurement.step.StepMeter.after", broken)
     with pytest.raises(FaultError):
         fit(FACTORIES["sgd"], tmp_path, SphereMonitor(strict=True), steps=3)
 

@@ -36,6 +36,8 @@ CORE = (
     "adam_equivalence",
     "lost_update",
 )
+
+pytestmark = pytest.mark.usefixtures("copies")
 PHENOMENA = ("deformation_angle", "momentum_radial_fraction")
 
 

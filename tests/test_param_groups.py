@@ -19,6 +19,8 @@ from optimizer_watch import DIRECTIONS, NEAR_ZERO, SPARSE, Watch, assert_all_rec
 from optimizer_zoo import ALL, FORMULA, FROM_STATE, KNOWN, Factory, Lion, net, train
 from oracle import layer_index
 
+pytestmark = pytest.mark.usefixtures("copies")
+
 
 def test_a_schedule_is_followed_step_by_step(tmp_path: Path) -> None:
     """Warm-up and decay of the rate, and of a momentum that cycles along."""
