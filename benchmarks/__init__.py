@@ -1,0 +1,1 @@
+"""What measuring costs: `python -m benchmarks.overhead` and `python -m benchmarks.scaling`."""
