@@ -68,7 +68,8 @@ class SphereMonitor(_Base):
         drift_from: the weights that ``drift`` is measured from: a checkpoint's path, a mapping of names to tensors, or
             a module. ``None`` takes those at the start of fit.
         per_layer_scalars: also write one scalar per layer and quantity (many charts).
-        device_budget_mb: memory on the device for what waits to be written, in MiB; a full buffer is written earlier.
+        device_budget_mb: memory on the device for what waits to be written, in MiB; where it is full before
+            earlier steps are evaluated, fewer are recorded, with a warning.
         print_summary: print a table of all layers at the end of fit.
         strict: raise failures of the callback instead of warning once and switching it off.
 

@@ -26,6 +26,7 @@ from lightning_sphere.flushing import Flusher
 from lightning_sphere.given import Groups
 from lightning_sphere.guard import Guard
 from lightning_sphere.layers import KnownLayers, known_names
+from lightning_sphere.measurement.plan import Plan
 from lightning_sphere.measurement.reference import ReferenceWeights
 from lightning_sphere.measurement.tap import OptimizerTap
 from lightning_sphere.options import Options, applicable, check_count, check_outlets, optimizers_in
@@ -68,7 +69,8 @@ class SphereTracker:
         drift_from: the weights that ``drift`` is measured from: a checkpoint's path, a mapping of names to tensors, or
             a module. ``None`` takes those before the first measured step.
         per_layer_scalars: also write one scalar per layer and quantity.
-        device_budget_mb: memory on the device for what waits to be written, in MiB; a full buffer is written earlier.
+        device_budget_mb: memory on the device for what waits to be written, in MiB; where it is full before
+            earlier steps are evaluated, fewer are recorded, with a warning.
         strict: raise failures of the tracker instead of warning and switching it off.
         sinks: further places to put recordings: objects with ``write(recording)`` and ``close()``.
         total_steps: how many steps the run will have, if that is known; it tells which layers will not reach their
@@ -162,7 +164,7 @@ class SphereTracker:
         self._taps = [
             OptimizerTap(
                 item,
-                make_plan=self._layers.plan,
+                make_plan=self._plan,
                 position=self._latest if position is None else (lambda tap: position(tap.steps_seen)),
                 flush=self.flush,
                 before=self._before_step,
@@ -259,6 +261,10 @@ class SphereTracker:
         with self.guard.watching("reading the loss's graph"):
             self._layers.read(loss, given=given, standins=self._calls.standins if self._calls is not None else None)
             self._adapt()
+
+    def _plan(self, optimizer: Optimizer) -> Plan:
+        self._flusher.settle()
+        return self._layers.plan(optimizer)
 
     def _adapt(self) -> None:
         """Have what is known now measured from the next step on."""

@@ -59,11 +59,16 @@ class Formulas:
         return terms is not None and None not in [terms(group) for group in self._optimizer.param_groups]
 
     def read(
-        self, hyperparameters: Sequence[Mapping[str, Any]], counts: Tensor | None, stepped: Sequence[bool]
+        self,
+        states: Sequence[Mapping[str, Any]],
+        hyperparameters: Sequence[Mapping[str, Any]],
+        counts: Tensor | None,
+        stepped: Sequence[bool],
     ) -> Formula:
         """The formula of the step that was just made.
 
         Args:
+            states: what the optimizer keeps of each slot's tensor.
             hyperparameters: numbers and one-element tensors by name, per param group, as they were at the step.
             counts: the optimizer's count of updates, float ``[slots]``; ``None`` if it does not count.
             stepped: whether each slot's tensor had a gradient.
@@ -73,15 +78,14 @@ class Formulas:
         """
         assert self._direction.terms is not None
         terms = [self._direction.terms(group) for group in self._optimizer.param_groups]
-        states = [self._optimizer.state.get(slot.parameter, {}) for slot in self._plan.slots]
         momenta: list[Tensor | None] = []
         moments: list[Tensor | None] = []
         for slot, state, moved in zip(self._plan.slots, states, stepped, strict=True):
             some = terms[slot.param_group]
             assert some is not None
             momenta.append(state[some.momentum] if moved and some.momentum is not None else None)
-            known = some.second_moment is not None and (moved or some.second_moment in state)
-            moments.append(state[some.second_moment] if known else None)
+            name = some.second_moment
+            moments.append(None if name is None or not (moved or name in state) else state[name])
         factors = self._factors(terms, hyperparameters, counts)
         if not all(stepped):
             moved_rows = _upload(torch.tensor(stepped, device="cpu"), factors.device).unsqueeze(1)

@@ -6,7 +6,9 @@ the optimizer's state: then no copy is kept, and one sweep makes all sums.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -33,6 +35,8 @@ TOTALS: dict[str, Total] = {
 _BEFORE = (Total.XX, Total.GX, Total.GG)
 _PAIR = {Total.XX: 0, Total.XD: 1, Total.DD: 2}
 _ASKED = {Total.P_SIZE: 0, Total.P_UNMOVED: 1, Total.PP: 2, Total.ERROR: 3}
+_LASTING = (Field.WEIGHT, Field.MOMENTUM, Field.SECOND_MOMENT)
+"""Fields of tensors that stay from step to step: they need not be looked at again, and may be held."""
 _CODE = {dtype: code for code, dtype in enumerate(DTYPES)}
 
 
@@ -59,6 +63,7 @@ class KernelSums:
     def __init__(self, plan: Plan, columns: Sequence[str], kernel: Kernel) -> None:
         self.plan, self.name, self._kernel = plan, kernel.name, kernel
         self._launched = False
+        self._columns: dict[Field, _Column] = {}
         self._memory: dict[int, Tensor] = {}
         self._wanted = {TOTALS[name]: index for index, name in enumerate(columns)}
         self._before = {total: row for total, row in self._wanted.items() if total in _BEFORE}
@@ -178,18 +183,14 @@ class KernelSums:
         fields: Mapping[Field, Sequence[Tensor | None]],
         factors: Tensor | None = None,
     ) -> None:
-        likes = self._like
-        addresses = np.zeros((len(likes), len(Field)), dtype=np.int64)
-        codes = np.zeros((len(likes), len(Field)), dtype=np.int32)
+        addresses = np.zeros((len(self._like), len(Field)), dtype=np.int64)
+        codes = np.zeros((len(self._like), len(Field)), dtype=np.int32)
         alive = []
-        for field, tensors in {Field.WEIGHT: self._parameters, **fields}.items():
-            readable = [
-                tensor if tensor is None or like.fits(tensor) else like.made_to_fit(tensor)
-                for tensor, like in zip(tensors, likes, strict=True)
-            ]
-            addresses[:, field] = [0 if tensor is None else tensor.data_ptr() for tensor in readable]
-            codes[:, field] = [0 if tensor is None else _CODE[tensor.dtype] for tensor in readable]
-            alive.append(readable)
+        everything: dict[Field, Sequence[Tensor | None]] = {Field.WEIGHT: self._parameters, **fields}
+        for field, tensors in everything.items():
+            column = self._column(field, tensors)
+            addresses[:, field], codes[:, field] = column.addresses, column.codes
+            alive.append(column)
         sources = Sources(torch.from_numpy(addresses), torch.from_numpy(codes), factors)
         try:
             self._kernel.launch(sweep, sources, out, wanted)
@@ -198,6 +199,37 @@ class KernelSums:
                 raise
             raise KernelError(f"{type(error).__name__}: {error}") from error
         self._launched = True
+
+    def _column(self, field: Field, tensors: Sequence[Tensor | None]) -> _Column:
+        """Where some tensors are, converted where a kernel cannot read them as they are."""
+        last = self._columns.get(field)
+        if last is not None and last.still(tensors):
+            return last
+        readable = [
+            tensor if tensor is None or like.fits(tensor) else like.made_to_fit(tensor)
+            for tensor, like in zip(tensors, self._like, strict=True)
+        ]
+        addresses = [0 if tensor is None else tensor.data_ptr() for tensor in readable]
+        found = _Column(readable, addresses, [0 if tensor is None else _CODE[tensor.dtype] for tensor in readable])
+        if field in _LASTING and all(map(operator.is_, readable, tensors)):
+            self._columns[field] = found
+        return found
+
+
+@dataclass(frozen=True)
+class _Column:
+    """One field of the tables, an entry per slot."""
+
+    tensors: Sequence[Tensor | None]
+    """Held while a kernel may read them."""
+    addresses: list[int]
+    codes: list[int]
+
+    def still(self, tensors: Sequence[Tensor | None]) -> bool:
+        """Whether these are the same tensors, in the same place."""
+        return all(map(operator.is_, self.tensors, tensors)) and self.addresses == [
+            0 if tensor is None else tensor.data_ptr() for tensor in tensors
+        ]
 
 
 class KeptWeights:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -39,6 +39,10 @@ Rounding exceeds it where a step turns float32 weights by less than some 1e-5 ra
 
 _HOST_ROWS, _DEVICE_ROWS = 512, 128
 """So many rows are made room for, at least, if the budget allows: the host may be slow to evaluate the ones before."""
+
+
+State: TypeAlias = Mapping[str, Any]
+"""What an optimizer keeps of one tensor."""
 
 
 @dataclass
@@ -131,7 +135,7 @@ class StepMeter:
         notes = HostRow(position, time.time(), hyperparameters, apart=apart)
         asking = self._asked and self._recorded % ASKED_EVERY == 0
         scale = scale if isinstance(scale, Tensor) else None
-        if self._faithful and not asking and scale is None:
+        if self._faithful and not asking and scale is None and self._formulas.known:
             self._step = _Step(notes, self._gradients(), late=late)
             return
         kept = self.sums.before(row)
@@ -149,8 +153,9 @@ class StepMeter:
         if step is None:
             return False
         row, notes = self.ring.next_row(), step.notes
+        states = [self._optimizer.state.get(slot.parameter, {}) for slot in self.plan.slots]
         if self._direction.known:
-            notes.optimizer_step = self._counts()
+            notes.optimizer_step = self._counts(states)
         untouched = all(
             old is new and version == number
             for (old, version), (new, number) in zip(step.gradients, self._gradients(), strict=True)
@@ -160,9 +165,9 @@ class StepMeter:
         elif not untouched:  # what is in the gradients is no longer what the step was made of
             self._formula = self._faithful = False
         if step.around is None:
-            self._at_once(row, notes, untouched or step.late)
+            self._at_once(row, notes, states, untouched or step.late)
         else:
-            self._by_difference(row, notes, step.around, step.asking)
+            self._by_difference(row, notes, states, step.around, step.asking)
         self._rounded = step.around is None or row.dtype != torch.float64 or row.device.type != "cpu"
         if self._drift and (
             self._recorded % REFERENCE_EVERY == 0 or (self._recorded < REFERENCE_ALL and self._reference.near)
@@ -187,15 +192,18 @@ class StepMeter:
             gradients = self._kept_gradients(step.asking)
             step.around = Around(self.plan, step.around.kept, gradients, None)
 
-    def _at_once(self, row: Tensor, notes: HostRow, untouched: bool) -> None:
+    def _at_once(self, row: Tensor, notes: HostRow, states: Sequence[State], untouched: bool) -> None:
         """All sums from what is there after the step."""
         assert isinstance(self.sums, KernelSums)
-        formula = self._read_formula(notes)
+        formula = self._read_formula(notes, states)
         self.sums.at_once(row, formula.momenta, formula.moments, formula.factors)
         if not untouched:
-            row[[COLUMNS.index("gx"), COLUMNS.index("gg")]] = torch.nan
+            for name in ("gx", "gg"):
+                row[COLUMNS.index(name)].fill_(torch.nan)
 
-    def _by_difference(self, row: Tensor, notes: HostRow, around: Around, asking: bool) -> None:
+    def _by_difference(
+        self, row: Tensor, notes: HostRow, states: Sequence[State], around: Around, asking: bool
+    ) -> None:
         """The sums that are known after the step, with the weights that were kept over it."""
         direction, plan = self._direction, self.plan
         moments = directions = None
@@ -213,16 +221,16 @@ class StepMeter:
                 directions = _each(direction.numerator, stepped, stateful=direction.has_second_moment)
         self.sums.after(row, around.kept, moments, directions)
         if asking and self._formula and around.scale is None and isinstance(self.sums, KernelSums):
-            formula = self._read_formula(notes)
+            formula = self._read_formula(notes, states)
             gradients = [around.gradients.get(index) for index in range(len(plan.slots))]
             notes.asked = torch.empty(len(ASKED), plan.segments, dtype=row.dtype, device=row.device)
             self.sums.asked(notes.asked, around.kept, gradients, formula.momenta, formula.moments, formula.factors)
         elif asking:
             notes.asked = asked(around, self._optimizer, direction, row[COLUMNS.index("xx")])
 
-    def _read_formula(self, notes: HostRow) -> Formula:
+    def _read_formula(self, notes: HostRow, states: Sequence[State]) -> Formula:
         stepped = [slot.parameter.grad is not None for slot in self.plan.slots]
-        return self._formulas.read(notes.hyperparameters, notes.optimizer_step, stepped)
+        return self._formulas.read(states, notes.hyperparameters, notes.optimizer_step, stepped)
 
     def _gradients(self) -> list[tuple[Tensor | None, int]]:
         gradients = [slot.parameter.grad for slot in self.plan.slots]
@@ -264,15 +272,14 @@ class StepMeter:
         kept = ((index, slot) for index, slot in enumerate(self.plan.slots) if reads[slot.param_group])
         return {index: p.grad.detach().clone() for index, slot in kept if (p := slot.parameter).grad is not None}
 
-    def _counts(self) -> Tensor | None:
+    def _counts(self, states: Sequence[State]) -> Tensor | None:
         """The optimizer's count of updates per tensor, float32 ``[slots]``, NaN for one not yet updated.
 
         ``None`` where it does not count.
         """
-        optimizer = self._optimizer
+        groups = self._optimizer.param_groups
         counts = [
-            count_of(optimizer.state.get(slot.parameter, {}), optimizer.param_groups[slot.param_group])
-            for slot in self.plan.slots
+            count_of(state, groups[slot.param_group]) for slot, state in zip(self.plan.slots, states, strict=True)
         ]
         if all(count is None for count in counts):
             return None

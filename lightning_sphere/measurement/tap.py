@@ -8,10 +8,8 @@ after its first call is the measuring point: gradients are final, weights are ol
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
 import torch
@@ -20,20 +18,19 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_sphere.directions import UNKNOWN, Direction, direction_of
 from lightning_sphere.guard import Guard, warn
+from lightning_sphere.measurement.circumstances import calls_of_step, capturing
 from lightning_sphere.measurement.kernel_sums import KernelError, MovedError
 from lightning_sphere.measurement.paths import give_up
 from lightning_sphere.measurement.plan import Plan
 from lightning_sphere.measurement.reference import ReferenceWeights
 from lightning_sphere.measurement.ring import Drained
 from lightning_sphere.measurement.step import StepMeter
+from lightning_sphere.measurement.thinning import Thinning
 
 _log = logging.getLogger("lightning_sphere")
 
 SLACK = 8
 """Rows of the ring beyond those wanted, see :attr:`OptimizerTap.due`."""
-
-MOST_APART = 1024
-"""Steps are not thinned out further than to one in so many."""
 
 _MEASURING = "measuring an optimizer step"
 
@@ -84,8 +81,8 @@ class OptimizerTap:
         self._signature: list[list[tuple[int, bool]]] | None = None
         self._handles: list[RemovableHandle] = []
         self._open, self._inner = False, 0
-        self._thinned, self._last = 1, -1
-        self._told_of_graph = self._overflowed = False
+        self._thinning, self._last = Thinning(), -1
+        self._told_of_graph = False
 
     def attach(self) -> None:
         """Register the two hooks."""
@@ -107,7 +104,8 @@ class OptimizerTap:
     def drain(self) -> Drained | None:
         """Hand over what was recorded since the last call (see :meth:`Ring.drain`), or ``None`` if nothing was."""
         drained = None if self._meter is None else self._meter.drain()
-        self._overflowed = self._overflowed and drained is None
+        if drained is not None:
+            self._thinning.room()
         return drained
 
     def trust(self, error: float | None) -> None:
@@ -184,7 +182,7 @@ class OptimizerTap:
     def _pre_hook(self, _: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
         if self._guard.failure is not None:  # removing hooks while torch iterates over them would break the step
             return None
-        if _capturing():
+        if capturing():
             self._tell_of_graph()
             return None
         if self._open and calls_of_step(self.optimizer) > 1:
@@ -226,7 +224,7 @@ class OptimizerTap:
             )
 
     def _post_hook(self, *_: Any) -> None:
-        if _capturing():
+        if capturing():
             return
         if self._inner:
             self._inner -= 1
@@ -241,7 +239,7 @@ class OptimizerTap:
                 self._after(self)
 
     def _due(self) -> bool:
-        return self.steps_seen % (self._every_n_steps * self._thinned) == 0
+        return self.steps_seen % (self._every_n_steps * self._thinning.factor) == 0
 
     @property
     def _apart(self) -> int:
@@ -313,45 +311,11 @@ class OptimizerTap:
                 budget_mb=self._budget_mb,
             )
         if self._meter.ring.full:
-            self._thin_out()
+            self._thinning.overflow(self.steps_seen, self._every_n_steps, type(self.optimizer).__name__)
             return None
         return self._meter
-
-    def _thin_out(self) -> None:
-        """Record fewer steps from now on; once for all steps that find no room during one evaluation."""
-        thinned = min(2 * self._thinned, MOST_APART)
-        if not self._overflowed and thinned > self._thinned:
-            self._thinned = thinned
-            tell = _log.info if thinned > 2 else warn
-            tell(
-                f"steps are recorded faster than they can be evaluated and written: from step {self.steps_seen} of "
-                f"{type(self.optimizer).__name__} on, one in {self._every_n_steps * thinned} is recorded. "
-                "every_n_steps, include and quantities choose what to record"
-            )
-        self._overflowed = True
 
     def abandon(self) -> None:
         """Forget a step under way."""
         if self._meter is not None:
             self._meter.abandon()
-
-
-def calls_of_step(optimizer: Optimizer) -> int:
-    """How many calls of an optimizer's ``step`` are under way.
-
-    A subclass whose ``step`` calls its base class's runs the hooks twice, once there has been an optimizer of the base
-    class: torch wraps ``step`` class by class. A step that raised leaves no trace in the hooks, but none on the stack.
-    """
-    frame: FrameType | None = sys._getframe()
-    count = 0
-    while frame is not None:
-        if frame.f_code.co_name == "wrapper" and frame.f_globals.get("__name__") == "torch.optim.optimizer":
-            count += frame.f_locals.get("self") is optimizer
-        frame = frame.f_back
-    return count
-
-
-def _capturing() -> bool:
-    """Whether what is queued now becomes part of a CUDA graph, rather than being done."""
-    started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    return bool(started and torch.cuda.is_current_stream_capturing())
