@@ -77,7 +77,10 @@ def heading(model: Mapping[str, Any]) -> str:
     error = measurement_error(model["variants"])
     size = f"{bare['parameters'] / 1e6:.2g} M parameters in {bare['tensors']} tensors"
     doubt = "" if error is None else f"; two bare trainings differ by {error:.1%}"
-    return f"{model['title']}, {model['optimizer']}: {size}, {model['rounds']} rounds of {model['turn']} steps{doubt}"
+    kinds = {by for variant in model["variants"].values() if (by := variant.get("measured_by"))}
+    way = f"; measured by {', '.join(sorted(kinds))}" if kinds else ""
+    rounds = f"{model['rounds']} rounds of {model['turn']} steps"
+    return f"{model['title']}, {model['optimizer']}: {size}, {rounds}{way}{doubt}"
 
 
 def kernel_line(model: Mapping[str, Any]) -> list[str]:

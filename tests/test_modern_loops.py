@@ -90,8 +90,8 @@ def test_a_compiled_step_is_measured_and_not_compiled_over_and_over(name: str, t
     assert all(map(torch.equal, bare, watched))
     assert record is not None
     assert record.steps.tolist() == list(range(24))
-    _, record = train(FACTORIES[name], compiled, tmp_path / "few", steps=8)
-    _, usual = train(FACTORIES[name], AS_IT_IS, tmp_path / "usual", steps=8)  # later the trainings part by rounding
+    _, record = train(FACTORIES[name], compiled, tmp_path / "few", steps=4)
+    _, usual = train(FACTORIES[name], AS_IT_IS, tmp_path / "usual", steps=4)  # later the trainings part by rounding
     assert_same(record, usual)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import io
+import json
 import math
 import re
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import cast
 
 from rich.console import Console
 
+from benchmarks.render import markdown
 from lightning_sphere import SphereMonitor
 from lightning_sphere.quantities import markdown_table
 from lightning_sphere.settling import LayerEquilibrium, State
@@ -58,3 +60,9 @@ def test_pictures_and_commands_exist() -> None:
     makefile = (root / "Makefile").read_text()
     for command in re.findall(r"^make (\S+)", README, flags=re.MULTILINE):
         assert re.search(rf"^{command}:", makefile, flags=re.MULTILINE), command
+
+
+def test_the_figures_are_those_of_the_results() -> None:
+    shown = README.partition("<!-- benchmark -->\n")[2].partition("\n<!-- /benchmark -->")[0]
+    results = json.loads((Path(__file__).parent.parent / "benchmarks" / "results.json").read_text())
+    assert shown == markdown(results)
