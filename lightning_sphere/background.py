@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
@@ -21,10 +22,17 @@ class Background(Generic[Result]):
     def __init__(self) -> None:
         self._pool: ThreadPoolExecutor | None = None
         self._job: Future[Result] | None = None
+        self._process = os.getpid()
+
+    def _notice_fork(self) -> None:
+        """A forked process has no thread of its parent's: what that one does is the parent's business."""
+        if self._process != os.getpid():
+            self._process, self._pool, self._job = os.getpid(), None, None
 
     @property
     def idle(self) -> bool:
         """Whether no job is under way; one may have ended whose result was not taken yet."""
+        self._notice_fork()
         return self._job is None or self._job.done()
 
     @property
@@ -34,6 +42,7 @@ class Background(Generic[Result]):
 
     def start(self, job: Callable[[], Result]) -> None:
         """Begin a job, once the result of the one before is taken."""
+        self._notice_fork()
         assert self._job is None
         if self._pool is None:
             self._pool = ThreadPoolExecutor(1, thread_name_prefix="lightning_sphere", initializer=_stay_alone)
@@ -49,13 +58,19 @@ class Background(Generic[Result]):
         Raises:
             Exception: what the job raised.
         """
-        if self._job is None:
+        self._notice_fork()
+        job = self._job
+        if job is None:
             return None
-        job, self._job = self._job, None
-        return job.result()
+        try:
+            return job.result()
+        finally:
+            if job.done():  # else Ctrl-C has ended the wait: whoever comes next waits for it
+                self._job = None
 
     def close(self) -> None:
         """Let the thread end, after its job."""
+        self._notice_fork()
         if self._pool is not None:
             self._pool.shutdown(wait=True)
             self._pool = None

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_sphere.directions import Direction
 from lightning_sphere.epsilon import Norms, NormStatistics
@@ -18,12 +18,13 @@ from lightning_sphere.geometry import FORMULAS, InnerProducts, evaluate
 from lightning_sphere.groups import ScaleGroup
 from lightning_sphere.inference import Sums
 from lightning_sphere.layers import KnownLayers
-from lightning_sphere.measurement.asked import error
+from lightning_sphere.measurement.asked import error, rounding
 from lightning_sphere.measurement.collect import Collected, collect
 from lightning_sphere.measurement.plan import Plan
-from lightning_sphere.measurement.ring import Drained
+from lightning_sphere.measurement.ring import Drained, HostRow
 from lightning_sphere.measurement.tap import OptimizerTap
 from lightning_sphere.measurement.transfer import Transfer
+from lightning_sphere.measurement.trust import FAITHFUL
 from lightning_sphere.quantities import QUANTITIES, STATS
 from lightning_sphere.recording import Recording, merge, summary_scalars
 from lightning_sphere.running import MEASURED, Running
@@ -150,7 +151,7 @@ class Evaluation:
     def _evaluate(self, batch: Batch, mixed: set[str]) -> Recording | None:
         """All formulas at once over the steps that a tap has recorded."""
         data, host = batch.drained.result()
-        batch.formula_error = error([row.asked for row in host], batch.plan)
+        batch.formula_error = _formula_error(data, host, batch)
         if not batch.plan.layers:
             return None
         self._steps += len(host)
@@ -290,6 +291,14 @@ class Evaluation:
             "verified_share": verdict.verified_share if seen else None,
             "residual": verdict.residual if seen else None,
         }
+
+
+def _formula_error(data: Tensor, host: Sequence[HostRow], batch: Batch) -> float | None:
+    """By comparison, where there was one; and what rounding alone must make of steps as small as the last one."""
+    compared = error([row.asked for row in host], batch.plan)
+    last = dict(zip(batch.columns, data[-1], strict=True))
+    expected = rounding(last["xx"], last["dd"], batch.plan)
+    return max(compared or 0.0, expected) if compared is not None or expected > FAITHFUL else None
 
 
 def _outcomes(verdicts: Mapping[str, Verdict]) -> dict[str, str]:

@@ -99,11 +99,11 @@ class Flusher:
         Args:
             keep: sinks to go on with afterwards.
         """
+        self._background.close()
         for sink in self.sinks:
             with self._guard.watching("closing the log"):
                 sink.close()
         self.sinks = list(keep)
-        self._background.close()
 
     def _take_over(self) -> None:
         """Tell the training's side what the last flush has found, waiting for it."""

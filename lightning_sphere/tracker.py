@@ -225,11 +225,13 @@ class SphereTracker:
             self._calls.detach()
         for tap in self._taps:
             tap.detach()
-        self.flush()
-        for tap in self._taps:
-            tap.release()
-        self._reference = None
-        self._flusher.close(keep=[self.history])
+        try:
+            self.flush()
+        finally:  # where a sink of the user's raises, too
+            for tap in self._taps:
+                tap.release()
+            self._reference = None
+            self._flusher.close(keep=[self.history])
 
     # ------------------------------------------------------------- discovery
 

@@ -48,7 +48,7 @@ def _no_rule_fails() -> Iterator[None]:
 @pytest.fixture
 def copies(monkeypatch: pytest.MonkeyPatch) -> None:
     """A copy of the weights is kept over every step: what happened is measured itself, without the formula's error."""
-    monkeypatch.setattr("lightning_sphere.measurement.step.FAITHFUL", -1.0)
+    monkeypatch.setattr("lightning_sphere.measurement.trust.FAITHFUL", -1.0)
 
 
 @pytest.fixture

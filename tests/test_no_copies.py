@@ -55,7 +55,7 @@ def test_numbers_without_a_copy_are_those_promised(name: str, tmp_path: Path, mo
             optimizer.step()
             watch.after()
             schedule.step()
-    assert len(uncopied) >= 70, "all but the first flush's and each fiftieth"
+    assert len(uncopied) >= 60, "all but the first flush's, and where a comparison is due"
     assert_recorded(
         read_run(tmp_path),
         watch,

@@ -70,7 +70,7 @@ def error(sums: Sequence[Tensor | None], plan: Plan) -> float | None:
         plan: what they are of.
 
     Returns:
-        ``None`` if no step was compared. Tensors that were not updated, or were asked for nothing, say nothing.
+        ``None`` if nothing was compared. Tensors that were not updated, or were asked for nothing, say nothing.
     """
     worst = None
     even = torch.tensor([float(slot.length) for slot in plan.slots], device="cpu").sqrt().clamp(1.0, 10.0)
@@ -79,8 +79,22 @@ def error(sums: Sequence[Tensor | None], plan: Plan) -> float | None:
             totals = found.new_zeros(len(ASKED), len(plan.slots)).index_add_(1, plan.slot_of_segment, found)
             off = (totals[3] / totals[2]).sqrt() / even
             known = off[~off.isnan()]
-            worst = max(worst or 0.0, float(known.max()) if len(known) else 0.0)
+            if len(known):  # where nothing was asked for, as at a learning rate of 0, nothing is known
+                worst = max(worst or 0.0, float(known.max()))
     return worst
+
+
+def rounding(xx: Tensor, dd: Tensor, plan: Plan) -> float:
+    """The same as it must be by rounding alone, from the sums of the last step ``[segments]``, on the host.
+
+    Weights are rounded to within half a unit of their last place, a third of that on average.
+    """
+    square, moved = (sums.new_zeros(len(plan.slots)).index_add_(0, plan.slot_of_segment, sums) for sums in (xx, dd))
+    places = [torch.finfo(slot.parameter.dtype).eps for slot in plan.slots]
+    even = torch.tensor([float(slot.length) for slot in plan.slots], device="cpu").sqrt().clamp(1.0, 10.0)
+    off = (square / moved).sqrt() * torch.tensor(places, dtype=torch.float64, device="cpu") / 6.0 / even
+    known = off[off.isfinite()]
+    return float(known.max()) if len(known) else 0.0
 
 
 def _compare(sums: Tensor, p: Tensor, after: Tensor, before: Tensor) -> None:

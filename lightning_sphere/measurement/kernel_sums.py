@@ -35,7 +35,7 @@ TOTALS: dict[str, Total] = {
 _BEFORE = (Total.XX, Total.GX, Total.GG)
 _PAIR = {Total.XX: 0, Total.XD: 1, Total.DD: 2}
 _ASKED = {Total.P_SIZE: 0, Total.P_UNMOVED: 1, Total.PP: 2, Total.ERROR: 3}
-_LASTING = (Field.WEIGHT, Field.MOMENTUM, Field.SECOND_MOMENT)
+_LASTING = (Field.MOMENTUM, Field.SECOND_MOMENT)
 """Fields of tensors that stay from step to step: they need not be looked at again, and may be held."""
 _CODE = {dtype: code for code, dtype in enumerate(DTYPES)}
 
@@ -210,7 +210,8 @@ class KernelSums:
             for tensor, like in zip(tensors, self._like, strict=True)
         ]
         addresses = [0 if tensor is None else tensor.data_ptr() for tensor in readable]
-        found = _Column(readable, addresses, [0 if tensor is None else _CODE[tensor.dtype] for tensor in readable])
+        codes = [0 if tensor is None else _CODE[tensor.dtype] for tensor in readable]
+        found = _Column(readable, addresses, codes, [0 if tensor is None else tensor.nbytes for tensor in readable])
         if field in _LASTING and all(map(operator.is_, readable, tensors)):
             self._columns[field] = found
         return found
@@ -224,12 +225,16 @@ class _Column:
     """Held while a kernel may read them."""
     addresses: list[int]
     codes: list[int]
+    sizes: list[int]
+    """In bytes: other data may have come to the same address."""
 
     def still(self, tensors: Sequence[Tensor | None]) -> bool:
         """Whether these are the same tensors, in the same place."""
-        return all(map(operator.is_, self.tensors, tensors)) and self.addresses == [
-            0 if tensor is None else tensor.data_ptr() for tensor in tensors
-        ]
+        return (
+            all(map(operator.is_, self.tensors, tensors))
+            and self.addresses == [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+            and self.sizes == [0 if tensor is None else tensor.nbytes for tensor in tensors]
+        )
 
 
 class KeptWeights:
@@ -261,6 +266,7 @@ class _Like:
         return (
             (tensor.dtype is self._dtype or (tensor is not self._parameter and tensor.dtype in self._dtypes))
             and tensor.layout is torch.strided
+            and not tensor.is_neg()
             and (tensor.is_contiguous() if self._contiguous else tensor.stride() == self._strides)
             and tensor.numel() == self._entries
             and tensor.device == self._device

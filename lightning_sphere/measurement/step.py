@@ -22,6 +22,7 @@ from lightning_sphere.measurement.plan import Plan
 from lightning_sphere.measurement.reference import ReferenceWeights
 from lightning_sphere.measurement.ring import COLUMNS, DIVISOR, NUMERATOR, Drained, HostRow, Ring, capacity
 from lightning_sphere.measurement.sums import accumulation_dtype, forget_if, unscale
+from lightning_sphere.measurement.trust import Trust
 
 REFERENCE_ALL = 100
 """So many recorded steps at the beginning, where most happens, are all compared with the reference, if that is near."""
@@ -29,13 +30,10 @@ REFERENCE_ALL = 100
 REFERENCE_EVERY = 10
 """Later, each so many are; and the last one before each flush."""
 
-ASKED_EVERY = 50
-"""Each so many recorded steps what happened is compared with the optimizer's formula, beginning with the first."""
+ASKED_EVERY = 47
+"""Each so many recorded steps what happened is compared with the optimizer's formula, beginning with the first. What an
+optimizer does at each second, fifth or tenth step only is not missed: it is prime."""
 
-
-FAITHFUL = 1e-4
-"""The optimizer's formula stands for what happens while the numbers of groups that it gives agree to about this share.
-Rounding exceeds it where a step turns float32 weights by less than some 1e-5 rad; of bfloat16 ones it always does."""
 
 _HOST_ROWS, _DEVICE_ROWS = 512, 128
 """So many rows are made room for, at least, if the budget allows: the host may be slow to evaluate the ones before."""
@@ -52,6 +50,8 @@ class _Step:
     notes: HostRow
     gradients: list[tuple[Tensor | None, int]]
     """Each slot's gradient before the step, and its version: a counter of the writes to it."""
+    versions: list[int]
+    """Those of the weights."""
     around: Around | None = None
     """What is kept over the step; ``None`` where nothing is."""
     asking: bool = False
@@ -91,8 +91,8 @@ class StepMeter:
         columns = COLUMNS + DIVISOR * self._divisor + NUMERATOR * self._numerator
         self.sums = sums_of_plan(plan, columns)
         self._formulas = Formulas(plan, optimizer, direction)
-        self._formula = direction.complete and isinstance(self.sums, KernelSums) and self._formulas.known
-        self._asked = direction.known and direction.complete and ("asked" in wanted or self._formula)
+        self._trust = Trust(direction.complete and isinstance(self.sums, KernelSums) and self._formulas.known)
+        self._asked = direction.known and direction.complete and ("asked" in wanted or self._trust.possible)
         dtype = accumulation_dtype(plan.device)
         rows = max(rows, _HOST_ROWS if plan.device.type == "cpu" else _DEVICE_ROWS)
         fitting = capacity(budget_mb / 2, len(columns), plan.segments, rows, dtype)
@@ -100,7 +100,7 @@ class StepMeter:
         self._recorded = 0
         self._step: _Step | None = None
         self._fresh = False  # whether the weights are still those after the ring's last step
-        self._faithful = self._rounded = False
+        self._rounded = False
         if self._drift:
             reference.prepare(plan)
 
@@ -114,8 +114,8 @@ class StepMeter:
 
         While they agree, no copy of the weights is kept over the steps between those that are compared.
         """
-        self._faithful = self._formula and error <= FAITHFUL
-        if self._faithful:
+        self._trust.judge(error)
+        if self._trust.now:
             self.sums.forget()
 
     @torch.no_grad()
@@ -128,21 +128,21 @@ class StepMeter:
             late: whether the gradients will only be there after the step, as where one CUDA graph makes both.
         """
         row, scale = self.ring.next_row(), getattr(self._optimizer, "grad_scale", None)
-        hyperparameters = [
-            {name: number(value) for name, value in self._direction.hyperparameters(group).items()}
-            for group in self._optimizer.param_groups
-        ]
+        hyperparameters = self._hyperparameters()
         notes = HostRow(position, time.time(), hyperparameters, apart=apart)
-        asking = self._asked and self._recorded % ASKED_EVERY == 0
+        rates = [rate for group in hyperparameters if isinstance(rate := group.get("lr"), float)]
+        asking = self._asked and (self._recorded % ASKED_EVERY == 0 or self._trust.slower(rates))
+        if asking:
+            self._trust.compared_at(rates)
         scale = scale if isinstance(scale, Tensor) else None
-        if self._faithful and not asking and scale is None and self._formulas.known:
-            self._step = _Step(notes, self._gradients(), late=late)
+        if self._trust.now and not asking and scale is None and self._formulas.known:
+            self._step = _Step(notes, self._gradients(), self._versions(), late=late)
             return
         kept = self.sums.before(row)
         if scale is not None:  # a fused optimizer unscales inside its kernel; a loss scaler says so here
             unscale(row, scale)
         around = Around(self.plan, kept, {} if late else self._kept_gradients(asking), scale)
-        self._step = _Step(notes, self._gradients(), around, asking, late)
+        self._step = _Step(notes, self._gradients(), self._versions(), around, asking, late)
 
     @torch.no_grad()
     def after(self) -> bool:
@@ -156,18 +156,24 @@ class StepMeter:
         states = [self._optimizer.state.get(slot.parameter, {}) for slot in self.plan.slots]
         if self._direction.known:
             notes.optimizer_step = self._counts(states)
-        untouched = all(
+        if step.late:
+            self._catch_up(row, step)
+        untouched = step.late or all(
             old is new and version == number
             for (old, version), (new, number) in zip(step.gradients, self._gradients(), strict=True)
         )
-        if step.late:
-            self._catch_up(row, step)
-        elif not untouched:  # what is in the gradients is no longer what the step was made of
-            self._formula = self._faithful = False
-        if step.around is None:
-            self._at_once(row, notes, states, untouched or step.late)
-        else:
+        if not untouched:  # what is in the gradients is no longer what the step was made of
+            self._trust.lose()
+        stepped = [slot.parameter.grad is not None for slot in self.plan.slots]
+        writes = [now - then for now, then in zip(self._versions(), step.versions, strict=True)]
+        if step.around is not None:
             self._by_difference(row, notes, states, step.around, step.asking)
+            self._trust.learn(writes, stepped)
+        elif untouched and self._trust.usual(writes, stepped) and _same(notes.hyperparameters, self._hyperparameters()):
+            self._at_once(row, notes, states)
+        else:  # something else than the formula was at work: what it did is not known
+            row.fill_(torch.nan)
+            self._trust.lose()
         self._rounded = step.around is None or row.dtype != torch.float64 or row.device.type != "cpu"
         if self._drift and (
             self._recorded % REFERENCE_EVERY == 0 or (self._recorded < REFERENCE_ALL and self._reference.near)
@@ -178,7 +184,7 @@ class StepMeter:
             for measured in (row, notes.reference, notes.asked):
                 if measured is not None:
                     forget_if(measured, found_inf)
-        if self._faithful:
+        if self._trust.now:
             self.sums.forget()
         self.ring.commit(notes)
         self._recorded += 1
@@ -192,14 +198,11 @@ class StepMeter:
             gradients = self._kept_gradients(step.asking)
             step.around = Around(self.plan, step.around.kept, gradients, None)
 
-    def _at_once(self, row: Tensor, notes: HostRow, states: Sequence[State], untouched: bool) -> None:
+    def _at_once(self, row: Tensor, notes: HostRow, states: Sequence[State]) -> None:
         """All sums from what is there after the step."""
         assert isinstance(self.sums, KernelSums)
         formula = self._read_formula(notes, states)
         self.sums.at_once(row, formula.momenta, formula.moments, formula.factors)
-        if not untouched:
-            for name in ("gx", "gg"):
-                row[COLUMNS.index(name)].fill_(torch.nan)
 
     def _by_difference(
         self, row: Tensor, notes: HostRow, states: Sequence[State], around: Around, asking: bool
@@ -220,7 +223,7 @@ class StepMeter:
                 stepped = [at if moved else None for at, moved in zip(tensors, around.stepped, strict=True)]
                 directions = _each(direction.numerator, stepped, stateful=direction.has_second_moment)
         self.sums.after(row, around.kept, moments, directions)
-        if asking and self._formula and around.scale is None and isinstance(self.sums, KernelSums):
+        if asking and self._trust.possible and around.scale is None and isinstance(self.sums, KernelSums):
             formula = self._read_formula(notes, states)
             gradients = [around.gradients.get(index) for index in range(len(plan.slots))]
             notes.asked = torch.empty(len(ASKED), plan.segments, dtype=row.dtype, device=row.device)
@@ -234,7 +237,16 @@ class StepMeter:
 
     def _gradients(self) -> list[tuple[Tensor | None, int]]:
         gradients = [slot.parameter.grad for slot in self.plan.slots]
-        return [(gradient, 0 if gradient is None else gradient._version) for gradient in gradients]
+        return [(gradient, 0 if gradient is None else _version(gradient)) for gradient in gradients]
+
+    def _versions(self) -> list[int]:
+        return [_version(slot.parameter) for slot in self.plan.slots]
+
+    def _hyperparameters(self) -> list[dict[str, Any]]:
+        return [
+            {name: number(value) for name, value in self._direction.hyperparameters(group).items()}
+            for group in self._optimizer.param_groups
+        ]
 
     def skip(self, position: int, apart: int) -> None:
         """Record that a step was due and had no arithmetic."""
@@ -313,3 +325,17 @@ def _each(read: Any, tensors: Sequence[StepTensors | None], *, stateful: bool) -
 def _alike(one: Tensor, other: Any) -> bool:
     """Whether two tensors can be stacked as they are."""
     return isinstance(other, Tensor) and (one.shape, one.dtype, one.device) == (other.shape, other.dtype, other.device)
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was written to; 0 where nobody counts."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _same(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether numbers have not changed; those in tensors are not looked at, which would wait for the device."""
+    return len(before) == len(after) and all(
+        isinstance(value, Tensor) or value == now.get(name) or value != value
+        for then, now in zip(before, after, strict=True)
+        for name, value in then.items()
+    )
