@@ -46,15 +46,26 @@ def test_trust_is_given_by_comparison_and_lost_for_good() -> None:
 
 def test_a_lower_rate_wants_another_comparison() -> None:
     trust = Trust(possible=True)
-    assert not trust.slower([0.1])
-    trust.compared_at([0.1, 0.2])
+    assert not trust.due([0.1], [True])
+    trust.compared_at([0.1, 0.2], [True])
     trust.judge(0.0)
-    assert not trust.slower([0.06, 0.3])
+    assert not trust.due([0.06, 0.3], [True])
     assert trust.now
-    assert trust.slower([0.1, 0.09])
+    assert trust.due([0.1, 0.09], [True])
     assert not trust.now
-    trust.compared_at([0.1, 0.09])
-    assert not trust.slower([0.1, 0.09])
+    trust.compared_at([0.1, 0.09], [True])
+    assert not trust.due([0.1, 0.09], [True])
+
+
+def test_another_part_of_the_formula_wants_another_comparison() -> None:
+    trust = Trust(possible=True)
+    trust.compared_at([0.1], [True, False])
+    trust.learn([1], [True])
+    trust.judge(0.0)
+    assert trust.due([0.1], [True, True]), "decay begins"
+    assert not trust.now
+    trust.compared_at([0.1], [True, True])
+    assert trust.usual([2], [True]), "decay writes once more"
 
 
 def test_writes_are_compared_where_they_are_known() -> None:
@@ -113,6 +124,18 @@ def projecting(parameters: Any) -> Optimizer:
     return optimizer
 
 
+def decaying(parameters: Any) -> Optimizer:
+    optimizer = AdamW(parameters, 1e-2, weight_decay=0.0)
+    calls: list[int] = []
+
+    def begin(*_: Any) -> None:
+        calls.append(1)
+        optimizer.param_groups[0]["weight_decay"] = 0.3 if len(calls) > 60 else 0.0
+
+    optimizer.register_step_pre_hook(begin)
+    return optimizer
+
+
 def thrice(parameters: Any) -> Optimizer:
     """Moves three times as far, after a warm-up from 0."""
 
@@ -134,6 +157,7 @@ CASES: dict[str, tuple[Callable[[Any], Optimizer], Callable[[int], float]]] = {
     "is projected each tenth step": (projecting, lambda s: 1.0),
     "moves three times as far": (thrice, lambda s: min(1.0, s / 20)),
     "lr falls to a millionth": (lambda p: AdamW(p, 1e-2), lambda s: 1.0 if s < 55 else 1e-6),
+    "decay begins": (decaying, lambda s: 1.0),
     "lr falls slowly": (lambda p: SGD(p, 0.1), lambda s: 0.8**s),
 }
 

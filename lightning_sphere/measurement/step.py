@@ -131,9 +131,10 @@ class StepMeter:
         hyperparameters = self._hyperparameters()
         notes = HostRow(position, time.time(), hyperparameters, apart=apart)
         rates = [rate for group in hyperparameters if isinstance(rate := group.get("lr"), float)]
-        asking = self._asked and (self._recorded % ASKED_EVERY == 0 or self._trust.slower(rates))
+        parts = [value != 0.0 for group in hyperparameters for value in group.values() if isinstance(value, float)]
+        asking = self._asked and (self._trust.due(rates, parts) or self._recorded % ASKED_EVERY == 0)
         if asking:
-            self._trust.compared_at(rates)
+            self._trust.compared_at(rates, parts)
         scale = scale if isinstance(scale, Tensor) else None
         if self._trust.now and not asking and scale is None and self._formulas.known:
             self._step = _Step(notes, self._gradients(), self._versions(), late=late)

@@ -30,6 +30,7 @@ class Trust:
     def __init__(self, possible: bool) -> None:
         self.possible, self.now = possible, False
         self._rates: list[float] = []
+        self._parts: list[bool] | None = None
         self._writes: list[int | None] = []
 
     def judge(self, error: float) -> None:
@@ -41,15 +42,23 @@ class Trust:
         """Have all steps copied from now on."""
         self.possible = self.now = False
 
-    def slower(self, rates: Sequence[float]) -> bool:
-        """Whether a learning rate has fallen so far that the last comparison does not hold for it; then it is none."""
-        fallen = any(rate < SLOWER * then for rate, then in zip(rates, self._rates, strict=False))
-        self.now = self.now and not fallen
-        return fallen and self.possible
+    def due(self, rates: Sequence[float], parts: Sequence[bool]) -> bool:
+        """Whether the last comparison does not hold for the next step, so that another is due.
 
-    def compared_at(self, rates: Sequence[float]) -> None:
-        """A comparison is made at these learning rates."""
+        Args:
+            rates: learning rates of the param groups.
+            parts: which numbers of the formula are not 0: a weight decay that begins, momentum that ends.
+        """
+        fallen = any(rate < SLOWER * then for rate, then in zip(rates, self._rates, strict=False))
+        other = self._parts is not None and list(parts) != self._parts
+        self.now = self.now and not fallen and not other
+        return (fallen or other) and self.possible
+
+    def compared_at(self, rates: Sequence[float], parts: Sequence[bool]) -> None:
+        """A comparison is made at these numbers, see :meth:`due`; other parts may write more often."""
         self._rates = list(rates)
+        if self._parts != list(parts):
+            self._parts, self._writes = list(parts), []
 
     def learn(self, writes: Sequence[int], stepped: Sequence[bool]) -> None:
         """How often a copied step has written to each tensor; only of those that were stepped is it known."""
