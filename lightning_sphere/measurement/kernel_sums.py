@@ -57,9 +57,6 @@ class KernelSums:
         kernel: made for the plan's layout.
     """
 
-    whole = True
-    """Whether :meth:`at_once` can be used."""
-
     def __init__(self, plan: Plan, columns: Sequence[str], kernel: Kernel) -> None:
         self.plan, self.name, self._kernel = plan, kernel.name, kernel
         self._launched = False

@@ -91,8 +91,6 @@ class TorchSums:
     """
 
     name = "PyTorch operations"
-    whole = False
-    """Whether :class:`~lightning_sphere.measurement.kernel_sums.KernelSums`' sweep without a copy can be made."""
 
     def __init__(self, plan: Plan, columns: Sequence[str]) -> None:
         self.plan = plan
