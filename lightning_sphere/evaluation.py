@@ -228,7 +228,8 @@ class Evaluation:
                 "the steps of %s are not what lightning_sphere knows of it (they differ by %.0f %% of the step at %s): "
                 "its arithmetic is another, or something else changed gradients or weights within the step. "
                 "effective_lr, second_moment and what follows from them may be wrong; norm, angular_step and all else "
-                "that is measured is exact. lightning_sphere.directions.register says what it does",
+                "is measured with a copy of the weights while that is so, and exact. "
+                "lightning_sphere.directions.register says what it does",
                 optimizer,
                 100.0 * error,
                 where,

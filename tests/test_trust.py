@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from lightning_sphere import GroupPart, ScaleGroup, SphereTracker, read_run
 from lightning_sphere.background import Background
 from lightning_sphere.measurement import host_kernel
+from lightning_sphere.measurement.step import ASKED_EVERY
 from lightning_sphere.measurement.trust import FAITHFUL, WRONG, Trust
 from nets import FIRST, LAST, SECOND, batches, conv_net
 from oracle import Watch, assert_recorded, layer_index
@@ -193,6 +194,44 @@ def test_what_is_recorded_is_what_happened(case: str, tmp_path: Path) -> None:
 
     # Where the rate falls, a flush's steps may be smaller than those compared: they are rounded more.
     assert_recorded(Known, watch, [FIRST, SECOND, LAST], adam=False, relative=1e-3 if "lr" in case else 2e-4)
+
+
+@needs_kernel
+@pytest.mark.usefixtures("at_once")
+def test_a_rate_that_changes_within_the_step_is_not_taken_for_the_one_before(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = conv_net()
+    optimizer = AdamW(model.parameters(), 1e-2)
+    watch, calls = Watch(model, optimizer), []
+
+    def change(*_: Any) -> None:
+        calls.append(1)
+        optimizer.param_groups[0]["lr"] = 3e-2 if len(calls) % 10 == 0 else 1e-2
+
+    with SphereTracker(model, optimizer, tmp_path, flush_every_n_steps=5, strict=True):
+        optimizer.register_step_pre_hook(change)  # after the tracker's
+        for images, classes in batches(60):
+            optimizer.zero_grad()
+            cross_entropy(model(images), classes).backward()
+            watch.before()
+            optimizer.step()
+            watch.after()
+    record = read_run(tmp_path)
+    angle = record["angular_step"][:, layer_index(record, FIRST)]
+    true = []
+    for seen in (step[FIRST] for step in watch.steps):
+        x, after = seen.before.flatten(1).double(), seen.after.flatten(1).double()
+        unit = x / x.norm(dim=1, keepdim=True)
+        along = (unit * after).sum(1)
+        across = (after - unit * along.unsqueeze(1)).norm(dim=1)
+        true.append(float(np.median(torch.atan2(across, along).numpy())))
+    known = ~np.isnan(angle)
+    assert known.sum() >= 58
+    np.testing.assert_allclose(angle[known], np.array(true)[known], rtol=2e-4)
+
+
+def test_comparisons_do_not_fall_on_what_happens_at_each_fifth_step() -> None:
+    assert all(ASKED_EVERY % number for number in range(2, ASKED_EVERY))
 
 
 @needs_kernel
