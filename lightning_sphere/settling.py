@@ -84,16 +84,18 @@ class LayerEquilibrium:
                 f"settled, at {times_of(self.ratio)} x the prediction: {turned}, predicted "
                 f"{degrees(self.predicted_angle)}"
             )
+        if self.state != "transient" or self.steps_to_go >= SOON * self.time_constant:
+            times += ", but its norm still moves" if self.agrees else ""
         if self.state == "out of reach" and not self.remaining:
-            return f"did not reach equilibrium: about {in_steps(self.steps_to_go)} more are needed; {turned}, {times}"
+            return f"did not reach equilibrium: {roughly(self.steps_to_go)} more are needed; {turned}, {times}"
         if self.state == "out of reach":
             return (
-                f"will not reach equilibrium within this run: it takes about {in_steps(self.steps_to_go)}, "
+                f"will not reach equilibrium within this run: it takes {roughly(self.steps_to_go)}, "
                 f"{self.remaining:,} are left; {turned}, {times}"
             )
         if self.steps_to_go < SOON * self.time_constant:
             return f"about to settle: {turned}, {times}"
-        return f"reaches equilibrium in about {in_steps(self.steps_to_go)}: {turned}, {times}"
+        return f"reaches equilibrium in {roughly(self.steps_to_go)}: {turned}, {times}"
 
 
 def told_of_all(states: Sequence[LayerEquilibrium]) -> str:
@@ -111,12 +113,12 @@ def told_of_all(states: Sequence[LayerEquilibrium]) -> str:
         told += f", turning {_span([state.ratio for state in settled], times_of)} x as far per step as predicted"
     if others:
         low, high = (chosen(state.steps_to_go for state in others) for chosen in (min, max))
-        more = in_steps(high) if count(low) == count(high) else f"{count(low)} to {in_steps(high)}"
+        more = roughly(high) if count(low) == count(high) else f"about {count(low)} to {in_steps(high)}"
         turning = _span([state.ratio for state in others], times_of)
         one = len(others) == 1
         who = f"the other{'' if one else 's'}" if settled else "it" if one else "they"
         told += (
-            f"; {who} need{'s' * one} about {more} more at the present learning rate, and turn{'s' * one} "
+            f"; {who} need{'s' * one} {more} more at the present learning rate, and turn{'s' * one} "
             f"{turning} x as far as {'it' if one else 'they'} will then"
         )
     return told
@@ -252,6 +254,12 @@ def count(steps: float) -> str:
     """A number of steps to two significant digits, at least 1 and at most ``MOST``, thousands grouped."""
     rounded = max(1, round(float(f"{steps:.1e}")))
     return f"{rounded:,}" if rounded < MOST else f"over {MOST:,}"
+
+
+def roughly(steps: float) -> str:
+    """The same as an estimate, with its unit."""
+    number = in_steps(steps)
+    return number if number.startswith("over") else f"about {number}"
 
 
 def in_steps(steps: float) -> str:

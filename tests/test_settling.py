@@ -144,7 +144,13 @@ def test_a_norm_that_nobody_predicts_leaves_the_state_known() -> None:
         ),
         (
             layer(1.0, 1e-3, 167.0),
-            "reaches equilibrium in about 18 steps: turned by 0.20 deg per step (RMS), 1.00 x the equilibrium's 0.20",
+            "reaches equilibrium in about 18 steps: turned by 0.20 deg per step (RMS), 1.00 x the equilibrium's 0.20, "
+            "but its norm still moves",
+        ),
+        (
+            layer(0.5, -1e-9, 1e12, remaining=10),
+            "will not reach equilibrium within this run: it takes over 10,000,000 steps, 10 are left; "
+            "turned by 0.10 deg per step (RMS), 0.50 x the equilibrium's 0.20",
         ),
     ],
 )
