@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from lightning_sphere.about import teller
 from lightning_sphere.checkpoints import Source, load_reference, match
 from lightning_sphere.claims import given_groups
 from lightning_sphere.epoch import EpochMetrics
@@ -67,9 +68,17 @@ class SphereMonitor(_Base):
             more per step), or names of quantities.
         drift_from: the weights that ``drift`` is measured from: a checkpoint's path, a mapping of names to tensors, or
             a module. ``None`` takes those at the start of fit.
-        per_layer_scalars: also write one scalar per layer and quantity (many charts).
+        per_layer_scalars: also write one scalar per layer and quantity (many charts): ``True`` at each recorded step,
+            ``n`` at each n-th.
+        histograms: also write how norms, angular steps and effective learning rates are spread over the groups
+            (filters) of each invariant layer, as TensorBoard's histograms: ``True`` at each hundredth recorded step,
+            ``n`` at each n-th.
+        custom_scalars: also add charts with bands to the run's layout for TensorBoard's Custom Scalars tab; one of
+            your own stays.
         device_budget_mb: memory on the device for what waits to be written, in MiB; where it is full before
             earlier steps are evaluated, fewer are recorded, with a warning.
+        file_budget_mb: MiB of the event file up to which every recorded step is written; then one of each two, from
+            twice as many steps on one of each four, and so on.
         print_summary: print a table of all layers at the end of fit.
         strict: raise failures of the callback instead of warning once and switching it off.
 
@@ -94,8 +103,11 @@ class SphereMonitor(_Base):
         groups: Groups | None = None,
         quantities: str | Sequence[str] = "core",
         drift_from: Source | None = None,
-        per_layer_scalars: bool = False,
+        per_layer_scalars: bool | int = False,
+        histograms: bool | int = False,
+        custom_scalars: bool = False,
         device_budget_mb: float = 64.0,
+        file_budget_mb: float = 64.0,
         print_summary: bool = True,
         strict: bool = False,
     ) -> None:
@@ -108,7 +120,10 @@ class SphereMonitor(_Base):
             "quantities": quantities,
             "drift_from": drift_from,
             "per_layer_scalars": per_layer_scalars,
+            "histograms": histograms,
+            "custom_scalars": custom_scalars,
             "device_budget_mb": device_budget_mb,
+            "file_budget_mb": file_budget_mb,
             "strict": strict,
         }
         self._options = Options(**self._arguments)
@@ -264,7 +279,13 @@ class SphereMonitor(_Base):
         for logger in trainer.loggers:
             file_writer = file_writer_of(getattr(logger, "experiment", None))
             if file_writer is not None:
-                sinks.append(TensorBoardSink(file_writer))
+                sink = TensorBoardSink(
+                    file_writer,
+                    budget_mb=self._options.file_budget_mb,
+                    about=teller(self._arguments, trainer.optimizers),
+                    custom_scalars=self._options.custom_scalars,
+                )
+                sinks.append(sink)
                 self._log_dir = self._log_dir or getattr(logger, "log_dir", None)
             else:
                 _log.info(

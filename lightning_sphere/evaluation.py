@@ -16,6 +16,7 @@ from lightning_sphere.directions import Direction
 from lightning_sphere.epsilon import Norms, NormStatistics
 from lightning_sphere.geometry import FORMULAS, InnerProducts, evaluate
 from lightning_sphere.groups import ScaleGroup
+from lightning_sphere.histograms import Counted, Histograms
 from lightning_sphere.inference import Sums
 from lightning_sphere.layers import KnownLayers
 from lightning_sphere.measurement.asked import error, rounding
@@ -30,6 +31,7 @@ from lightning_sphere.recording import Recording, merge, summary_scalars
 from lightning_sphere.running import MEASURED, Running
 from lightning_sphere.settling import LayerEquilibrium
 from lightning_sphere.statistics import LayerGroups, per_layer
+from lightning_sphere.strides import Stride
 from lightning_sphere.tensorboard.schema import TableSchema
 from lightning_sphere.verdict import Verdict
 from lightning_sphere.verification import Verification
@@ -41,9 +43,6 @@ MISMATCH = 0.05
 
 BLOCK = 1 << 20
 """Numbers that are computed at a time before their statistics are taken, about."""
-
-RETELL = 1.2
-"""States of equilibrium are written again once so many times the steps are recorded: the file stays small."""
 
 _REMARK = "; effective_lr unknown: its tensors have different learning rates"
 
@@ -73,7 +72,9 @@ class Evaluation:
         layers: what is known of its layers.
         names: the quantities to record, in order.
         start: makes what follows quantities that need memory beyond a flush.
-        per_layer_scalars: whether curves of every layer are wanted.
+        per_layer_scalars: curves of every layer have a point at each so many recorded steps; 0 for no such curves.
+        histograms: the groups of every layer are counted at each so many recorded steps; 0 for never.
+        total_steps: how many steps the run will have, if that is known.
 
     Attributes:
         measured: all layers measured so far, by name.
@@ -86,18 +87,20 @@ class Evaluation:
         *,
         names: Sequence[str],
         start: Callable[[], Running],
-        per_layer_scalars: bool,
+        per_layer_scalars: int = 0,
+        histograms: int = 0,
+        total_steps: int | None = None,
     ) -> None:
+        self._total_steps, self._remaining = total_steps, total_steps
         self.measured: dict[str, ScaleGroup] = {}
         self._names, self._start, self._running = tuple(names), start, start()
-        self._settled: dict[str, LayerEquilibrium] = {}
-        self._steps = self._told_at = 0
         self._unmatched: Mapping[str, str] = {}
         self._told: set[str] = set()
         self._verification = Verification()
-        self._layers, self._per_layer_scalars = layers, per_layer_scalars
+        self._layers = layers
+        self._per_layer = {name: Stride(per_layer_scalars) for name in names if per_layer_scalars}
+        self._histograms = Histograms(histograms, names) if histograms else None
         self._model, self._norms = model, WeakKeyDictionary[Plan, Norms]()
-        self._written: dict[str, Verdict] = {}
 
     @property
     def verdicts(self) -> dict[str, Verdict]:
@@ -110,8 +113,10 @@ class Evaluation:
         """Forget the paths so far: the tracker starts again."""
         self._running = self._start()
 
-    def equilibrium(self, remaining: int | None = None) -> dict[str, LayerEquilibrium]:
+    @property
+    def equilibrium(self) -> dict[str, LayerEquilibrium]:
         """How far each layer is from its equilibrium, by name, where nothing contradicts that it is invariant."""
+        remaining = self._remaining
         verdicts = self.verdicts
         refuted = {name for name, verdict in verdicts.items() if verdict.outcome == "contradicted"}
         found = {name: self._running.equilibrium(name, remaining) for name in self.measured if name not in refuted}
@@ -123,6 +128,8 @@ class Evaluation:
         Args:
             taps: all of them, none with steps that were gathered before and not evaluated.
         """
+        if self._total_steps is not None:
+            self._remaining = max(0, self._total_steps - max(tap.steps_seen for tap in taps))
         batches = []
         for tap in taps:
             drained, plan = tap.drain(), tap.plan
@@ -146,7 +153,7 @@ class Evaluation:
         recording = merge(parts, self._layers.order)
         schema = replace(recording.schema, groups=tuple(self._rows(mixed)))
         recording = replace(recording, schema=schema)
-        return replace(recording, scalars=summary_scalars(recording, per_layer=self._per_layer_scalars))
+        return replace(recording, scalars=summary_scalars(recording, per_layer=self._per_layer))
 
     def _evaluate(self, batch: Batch, mixed: set[str]) -> Recording | None:
         """All formulas at once over the steps that a tap has recorded."""
@@ -154,10 +161,9 @@ class Evaluation:
         batch.formula_error = _formula_error(data, host, batch)
         if not batch.plan.layers:
             return None
-        self._steps += len(host)
         layers = batch.plan.layers
         collected = collect(data, host, batch.plan, batch.direction, batch.columns)
-        table = self._table(collected, batch)
+        table, histograms = self._table(collected, batch)
         mixed |= collected.mixed_rates
         self.measured |= {layer.name: layer for layer in layers}
         self._verification.take(collected.products, layers, batch.statistics)
@@ -175,6 +181,7 @@ class Evaluation:
             np.array([row.step for row in host], dtype=np.int64),
             np.array([row.wall_time for row in host], dtype=np.float64),
             table,
+            histograms=histograms,
         )
 
     def _statistics(self, plan: Plan) -> NormStatistics:
@@ -185,8 +192,8 @@ class Evaluation:
         return NormStatistics.take(norms, Transfer)
 
     @np.errstate(all="ignore")
-    def _table(self, collected: Collected, batch: Batch) -> npt.NDArray[np.float32]:
-        """All quantities of all layers, float32 ``[steps, layers, quantities, stats]``."""
+    def _table(self, collected: Collected, batch: Batch) -> tuple[npt.NDArray[np.float32], dict[int, Counted]]:
+        """All quantities of all layers, float32 ``[steps, layers, quantities, stats]``; and histograms by row."""
         layers, products = batch.plan.layers, collected.products
         places = LayerGroups(layers)
         steps, groups = products.xx.shape
@@ -197,6 +204,9 @@ class Evaluation:
             for index, name in enumerate(names):
                 table[rows, :, self._names.index(name)] = found[:, :, index]
 
+        counting = None
+        if self._histograms is not None:
+            counting = self._histograms.begin(batch.tap, layers, places, products.xx.numpy())
         direct = [name for name in self._names if name in FORMULAS]
         formulas = [*direct, *(name for name in MEASURED if name not in direct)]
         measured = {name: np.empty((steps, groups)) for name in MEASURED}
@@ -208,6 +218,8 @@ class Evaluation:
                 values[some] = found[formulas.index(name)]
             if direct:
                 fill(some, direct, found[: len(direct)])
+                if counting is not None:
+                    counting.take(start, direct, found[: len(direct)])
         followed = self._running.take(collected, layers, batch.direction, batch.optimizer, measured)
         for rows, names in (
             (slice(None), [name for name in followed if not QUANTITIES[name].rare]),
@@ -217,7 +229,9 @@ class Evaluation:
             wanted = [name for name in names if name in self._names]
             if wanted and rows != []:
                 fill(rows, wanted, np.stack([followed[name] for name in wanted]))
-        return table
+        if "lr" in self._names:
+            table[:, :, self._names.index("lr")] = collected.numbers["lr"].numpy()[:, : len(layers), None]
+        return table, counting.found if counting is not None else {}
 
     def _compare_with_formula(self, mismatch: tuple[float, str], optimizer: str) -> None:
         """Tell once of an optimizer whose steps are not what its formula gives."""
@@ -258,40 +272,23 @@ class Evaluation:
                 inference.take(question, alone, sums(len(plan.layers) + probe), bias)
 
     def _rows(self, mixed: set[str]) -> list[dict[str, Any]]:
-        """What is known of each weight and joint set.
-
-        The rows are written again whenever they change. Residuals and angles change at every step, so the verdicts
-        shown are those of the last time that the outcome of any changed. States of equilibrium come and go as well:
-        they are those of the last time that one changed and the run had grown by a fifth since.
-        """
-        verdicts = self.verdicts
-        if _outcomes(verdicts) != _outcomes(self._written):
-            self._written = verdicts
-        states = self.equilibrium()
-        changed = {name: s.state for name, s in states.items()} != {name: s.state for name, s in self._settled.items()}
-        if changed and self._steps >= RETELL * self._told_at:
-            self._settled, self._told_at = states, self._steps
+        """What is known of each weight and joint set now."""
+        verdicts, states = self.verdicts, self.equilibrium
 
         def described(row: dict[str, Any]) -> dict[str, Any]:
-            layer, settled = row["layer"], self._settled.get(row["layer"])
+            layer, settled = row["layer"], states.get(row["layer"])
             reason = row["reason"] + (_REMARK if layer in mixed else "")
             if row["parameter"] in self._unmatched and "drift" in self._names:
                 reason += f"; drift unknown: {self._unmatched[row['parameter']]}"
-            equilibrium = None if settled is None else settled.describe()
-            return {**row, "reason": reason, **self._verdict(layer), "equilibrium": equilibrium}
+            return {
+                **row,
+                "reason": reason,
+                **_told(verdicts.get(layer)),
+                "equilibrium": None if settled is None else settled.describe(),
+                "equilibrium_state": None if settled is None else settled.state,
+            }
 
         return [described(row) for row in self._layers.table()]
-
-    def _verdict(self, layer: str) -> dict[str, Any]:
-        verdict = self._written.get(layer)
-        if verdict is None:
-            return {"verdict": None, "verified_share": None, "residual": None}
-        seen = verdict.seen > 0
-        return {
-            "verdict": verdict.outcome,
-            "verified_share": verdict.verified_share if seen else None,
-            "residual": verdict.residual if seen else None,
-        }
 
 
 def _formula_error(data: Tensor, host: Sequence[HostRow], batch: Batch) -> float | None:
@@ -302,5 +299,13 @@ def _formula_error(data: Tensor, host: Sequence[HostRow], batch: Batch) -> float
     return max(compared or 0.0, expected) if compared is not None or expected > FAITHFUL else None
 
 
-def _outcomes(verdicts: Mapping[str, Verdict]) -> dict[str, str]:
-    return {layer: verdict.outcome for layer, verdict in verdicts.items()}
+def _told(verdict: Verdict | None) -> dict[str, Any]:
+    """What a row says of a verdict."""
+    if verdict is None:
+        return {"verdict": None, "verified_share": None, "residual": None}
+    seen = verdict.seen > 0
+    return {
+        "verdict": verdict.outcome,
+        "verified_share": verdict.verified_share if seen else None,
+        "residual": verdict.residual if seen else None,
+    }

@@ -165,14 +165,14 @@ class KnownLayers:
         return [why(group) for group in self.claims.joint]
 
     def table(self) -> list[dict[str, Any]]:
-        """One row per weight as ``Discovery.table()`` gives it, then one per joint set; each with its layer's name."""
+        """One row per weight as ``Discovery.table()`` gives it, with its layer's name; then one per joint set."""
         weights, joint = self.claims.weights, self.claims.joint
         names = {layer.parameter: layer.name for layer in (*weights.layers, *weights.frozen)}
-        rows = [{"layer": names[row["parameter"]], **row} for row in weights.table()]
+        rows = [{"layer": names[row["parameter"]], **row, "joint": False} for row in weights.table()]
         reasons = self._why_not_measured(dict(self._model.named_parameters()))
         for group, row, why in zip(joint, Discovery(layers=joint).table(), reasons, strict=True):
             remark = "" if why is None else f"; not measured as one: {why}"
-            rows.append({"layer": group.name, **row, "reason": row["reason"] + remark})
+            rows.append({"layer": group.name, **row, "reason": row["reason"] + remark, "joint": True})
         return rows
 
     @property

@@ -14,7 +14,8 @@ from torch.optim import Optimizer
 from lightning_sphere.checkpoints import check_reference
 from lightning_sphere.directions import UNKNOWN, direction_of
 from lightning_sphere.given import TAKES, Groups, checked
-from lightning_sphere.quantities import CORE, PHENOMENA, QUANTITIES
+from lightning_sphere.histograms import SHOWN, USUAL
+from lightning_sphere.quantities import CONTEXT, CORE, PHENOMENA, QUANTITIES
 
 SELECTION = "'core', 'full', or names of quantities"
 """What an argument that selects quantities takes."""
@@ -34,8 +35,11 @@ class Options:
     groups: Groups | None = None
     quantities: tuple[str, ...] = "core"  # type: ignore[assignment]  # turned into names
     drift_from: Any = None
-    per_layer_scalars: bool = False
+    per_layer_scalars: bool | int = False
+    histograms: bool | int = False
+    custom_scalars: bool = False
     device_budget_mb: float = 64.0
+    file_budget_mb: float = 64.0
     strict: bool = False
 
     def __post_init__(self) -> None:
@@ -45,12 +49,14 @@ class Options:
             check_reference(self.drift_from)
             if not {"drift", "straightness"} & set(self.quantities):
                 raise ValueError("drift_from is of no use here: quantities leaves out 'drift'")
-        check_flag("per_layer_scalars", self.per_layer_scalars)
+        check_stride("per_layer_scalars", self.per_layer_scalars)
+        check_stride("histograms", self.histograms)
+        if self.histograms is not False and not set(SHOWN) & set(self.quantities):
+            raise ValueError(f"histograms is of no use here: quantities has none of {', '.join(SHOWN)}")
+        check_flag("custom_scalars", self.custom_scalars)
         check_flag("strict", self.strict)
-        if isinstance(self.device_budget_mb, bool) or not isinstance(self.device_budget_mb, (int, float)):
-            raise TypeError(f"device_budget_mb takes a number of MiB, got {self.device_budget_mb!r}")
-        if not 0 < self.device_budget_mb < float("inf"):
-            raise ValueError(f"device_budget_mb takes a positive number of MiB, got {self.device_budget_mb!r}")
+        _check_size("device_budget_mb", self.device_budget_mb)
+        _check_size("file_budget_mb", self.file_budget_mb)
         if self.include is not None:
             object.__setattr__(self, "include", _patterns("include", self.include))
             if not self.include:
@@ -61,6 +67,16 @@ class Options:
             raise TypeError(f"groups takes {TAKES}, got {self.groups!r}")
         if self.groups is not None and not callable(self.groups):
             object.__setattr__(self, "groups", checked(self.groups))
+
+    @property
+    def per_layer_every(self) -> int:
+        """Curves of single layers have a point at each so many recorded steps; 0 for none."""
+        return int(self.per_layer_scalars)
+
+    @property
+    def histograms_every(self) -> int:
+        """Histograms are made at each so many recorded steps; 0 for never."""
+        return USUAL if self.histograms is True else int(self.histograms)
 
     def check_names(self, known: Iterable[str]) -> None:
         """Make sure that every pattern of ``include`` and ``exclude`` names something.
@@ -93,6 +109,14 @@ def _matches(pattern: str, name: str) -> bool:
     return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
 
 
+def _check_size(argument: str, value: Any) -> None:
+    """Raise unless the value is a positive number of MiB."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{argument} takes a number of MiB, got {value!r}")
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{argument} takes a positive number of MiB, got {value!r}")
+
+
 def _patterns(argument: str, value: Any) -> tuple[str, ...]:
     values = (value,) if isinstance(value, str) else value
     if not isinstance(values, (list, tuple, set, frozenset)) or not all(isinstance(item, str) for item in values):
@@ -110,7 +134,8 @@ def selected_quantities(value: Any) -> tuple[str, ...]:
         TypeError, ValueError: for anything else, naming the argument ``quantities``, what it takes and what it got.
     """
     if isinstance(value, str) and value in ("core", "full"):
-        return tuple(quantity.name for quantity in (CORE if value == "core" else CORE + PHENOMENA))
+        selected = (*CORE, *(PHENOMENA if value == "full" else ()), *CONTEXT)
+        return tuple(quantity.name for quantity in selected)
     value = (value,) if isinstance(value, str) else value
     if not isinstance(value, Collection) or not all(isinstance(name, str) for name in value):
         raise TypeError(f"quantities takes {SELECTION}, got {value!r}")
@@ -127,6 +152,16 @@ def check_count(argument: str, value: Any) -> None:
         raise TypeError(f"{argument} takes a positive integer, got {value!r}")
     if value < 1:
         raise ValueError(f"{argument} takes a positive integer, got {value!r}")
+
+
+def check_stride(argument: str, value: Any) -> None:
+    """Raise unless the value is a bool, or a positive integer: each so many recorded steps."""
+    if isinstance(value, bool):
+        return
+    if not isinstance(value, int):
+        raise TypeError(f"{argument} takes True, False or a positive integer, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{argument} takes True, False or a positive integer, got {value!r}")
 
 
 def check_flag(argument: str, value: Any) -> None:

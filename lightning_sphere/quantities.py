@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Sum = Literal["xx", "xd", "dd", "gx", "gg", "bb", "aa", "reference", "asked"]
 """What is summed over each group.
@@ -50,6 +50,12 @@ class Quantity:
     """The sums it is computed from."""
     rare: bool = False
     """Whether it is measured now and then only, and NaN at the steps between."""
+    context: bool = False
+    """Whether it only says what other quantities are to be compared with; it has no curve of its own then."""
+    prediction: str | None = None
+    """Name of the quantity that says what it comes to in equilibrium, if one does."""
+    reference: float | None = None
+    """The number that it is compared with, if there is one."""
 
 
 def _quantity(
@@ -61,10 +67,9 @@ def _quantity(
     equation: str,
     meaning: str,
     sums: tuple[Sum, ...],
-    *,
-    rare: bool = False,
+    **further: Any,
 ) -> Quantity:
-    return Quantity(name, title, symbol, unit, range, equation, meaning, frozenset(sums), rare)
+    return Quantity(name, title, symbol, unit, range, equation, meaning, frozenset(sums), **further)
 
 
 CORE: tuple[Quantity, ...] = (
@@ -78,6 +83,7 @@ CORE: tuple[Quantity, ...] = (
         "Length of the weight before the step. It does not change what a normalized layer computes, but it sets how "
         "fast the layer turns: twice the norm, a quarter of SGD's effective learning rate.",
         ("xx",),
+        prediction="equilibrium_norm",
     ),
     _quantity(
         "angular_step",
@@ -89,6 +95,7 @@ CORE: tuple[Quantity, ...] = (
         "How far the step turned the weight: the true size of the update of a normalized layer. "
         "Under weight decay, layers that are in equilibrium turn at similar speeds.",
         ("xx", "xd", "dd"),
+        prediction="equilibrium_angle",
     ),
     _quantity(
         "effective_lr",
@@ -178,6 +185,7 @@ CORE: tuple[Quantity, ...] = (
         "(Kosson et al., arXiv 2305.17212): 1 in equilibrium, above while the norm has still to grow, below while it "
         "has still to shrink. Known for SGD, Adam, AdamW and Lion with weight decay; it follows the current lr.",
         ("xx", "xd", "dd", "gg"),
+        reference=1.0,
     ),
     _quantity(
         "adam_equivalence",
@@ -191,6 +199,7 @@ CORE: tuple[Quantity, ...] = (
         "lr / (1 - momentum)) it holds on average: above 1, successive gradients agree. Recorded for SGD; unknown "
         "where every_n_steps leaves out gradients.",
         ("xx", "xd", "dd", "gx", "gg"),
+        reference=1.0,
     ),
     _quantity(
         "path_length",
@@ -271,7 +280,46 @@ PHENOMENA: tuple[Quantity, ...] = (
 )
 """Recorded besides with ``quantities="full"``: what Adam does that SGD does not."""
 
-QUANTITIES: dict[str, Quantity] = {quantity.name: quantity for quantity in CORE + PHENOMENA}
+CONTEXT: tuple[Quantity, ...] = (
+    _quantity(
+        "lr",
+        "learning rate",
+        "lr",
+        "",
+        ">= 0",
+        "lr of the parameter group",
+        "The nominal learning rate, as the optimizer's config and the schedule set it.",
+        ("xx",),
+        context=True,
+    ),
+    _quantity(
+        "equilibrium_angle",
+        "angular step in equilibrium",
+        "theta_eq",
+        "rad",
+        "0 to pi",
+        "predicted RMS angle, e.g. sqrt(2 lr wd (1 - beta1)/(1 + beta1)) for AdamW",
+        "What angular_step comes to once gradients and weight decay balance, at the present learning rate and decay "
+        "(Kosson et al., arXiv 2305.17212).",
+        ("xx", "gg"),
+        context=True,
+    ),
+    _quantity(
+        "equilibrium_norm",
+        "weight norm in equilibrium",
+        "r_eq",
+        "",
+        "> 0",
+        "predicted norm",
+        "What norm comes to at the same time. Gradients of real networks are no random walk: norms often settle "
+        "elsewhere, angles closer to their prediction.",
+        ("xx", "gg"),
+        context=True,
+    ),
+)
+"""Recorded beside "core" and "full": what the numbers are to be compared with."""
+
+QUANTITIES: dict[str, Quantity] = {quantity.name: quantity for quantity in CORE + PHENOMENA + CONTEXT}
 """All quantities by name, in recorded order."""
 
 

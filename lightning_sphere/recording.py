@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from lightning_sphere.quantities import STATS
+from lightning_sphere.histograms import Counted
+from lightning_sphere.quantities import QUANTITIES, STATS
 from lightning_sphere.statistics import spread
+from lightning_sphere.strides import Stride
 from lightning_sphere.tensorboard.schema import TableSchema
 
 MEDIAN = STATS.index("median")
@@ -32,9 +35,32 @@ class Recording:
     """Summary curves by tag, ``[steps]``; NaN where there is nothing to show."""
     partial: npt.NDArray[np.bool_] | None = None
     """Which steps were not taken by all optimizers, ``[steps]``; ``None`` if there is only one."""
+    histograms: dict[int, Counted] = field(default_factory=dict)
+    """How the groups of each layer are spread, by row, at those steps where that is counted."""
 
     def __len__(self) -> int:
         return len(self.steps)
+
+    @cached_property
+    def known_scalars(self) -> npt.NDArray[np.bool_]:
+        """Which of :attr:`scalars` are known, ``[steps, tags]``."""
+        known: npt.NDArray[np.bool_] = ~np.isnan(self._stacked)
+        return known
+
+    def scalars_at(self, row: int) -> dict[str, float]:
+        """The known ones of a step, by tag."""
+        found = np.flatnonzero(self.known_scalars[row])
+        values = self._stacked[row, found].tolist()
+        return {self._tags[index]: value for index, value in zip(found.tolist(), values, strict=True)}
+
+    @cached_property
+    def _tags(self) -> list[str]:
+        return list(self.scalars)
+
+    @cached_property
+    def _stacked(self) -> npt.NDArray[np.float32]:
+        none = np.empty((len(self), 0), dtype=np.float32)
+        return np.stack(list(self.scalars.values()), axis=1) if self.scalars else none
 
 
 class Sink(Protocol):
@@ -52,7 +78,9 @@ def shown_layers(schema: TableSchema) -> npt.NDArray[np.intp]:
     return np.flatnonzero(schema.invariant) if any(schema.invariant) else np.arange(len(schema.layers))
 
 
-def summary_scalars(recording: Recording, *, per_layer: bool = False) -> dict[str, npt.NDArray[np.float32]]:
+def summary_scalars(
+    recording: Recording, *, per_layer: Mapping[str, Stride] | None = None
+) -> dict[str, npt.NDArray[np.float32]]:
     """The curves shown as ordinary scalars.
 
     ``sphere/<quantity>`` is the median over layers of each layer's median, ``sphere_bands/<quantity>/p10`` and ``p90``
@@ -62,7 +90,7 @@ def summary_scalars(recording: Recording, *, per_layer: bool = False) -> dict[st
 
     Args:
         recording: without scalars.
-        per_layer: add ``sphere_<quantity>/<layer>`` for every layer.
+        per_layer: by name of the quantity, at which steps to add ``sphere_<quantity>/<layer>`` for every layer.
 
     Returns:
         Arrays of shape ``[steps]`` by tag.
@@ -73,15 +101,26 @@ def summary_scalars(recording: Recording, *, per_layer: bool = False) -> dict[st
     if recording.partial is not None and not recording.partial.all():
         over_layers[recording.partial] = np.nan
     curves: dict[str, npt.NDArray[np.float32]] = {}
-    for index, name in enumerate(schema.quantities):
+    drawn = [(index, name) for index, name in enumerate(schema.quantities) if not _context(name)]
+    for index, name in drawn:
         low, middle, high = np.moveaxis(over_layers[:, index], -1, 0)
         curves[f"sphere/{name}"] = middle
         curves[f"sphere_bands/{name}/p10"] = low
         curves[f"sphere_bands/{name}/p90"] = high
-    if per_layer:
-        for index, name in enumerate(schema.quantities):
-            curves |= {f"sphere_{name}/{layer}": medians[:, i, index] for i, layer in enumerate(schema.layers)}
+    for index, name in drawn if per_layer else ():
+        assert per_layer is not None
+        values = medians[..., index]
+        known: npt.NDArray[np.bool_] = np.asarray(~np.isnan(values).all(axis=1))
+        rows = per_layer[name].take(known)
+        some = np.full_like(values, np.nan)
+        some[rows] = values[rows]
+        curves |= {f"sphere_{name}/{layer}": some[:, i] for i, layer in enumerate(schema.layers)}
     return curves
+
+
+def _context(name: str) -> bool:
+    """Whether a quantity has no curve of its own."""
+    return name in QUANTITIES and QUANTITIES[name].context
 
 
 def merge(parts: Sequence[Recording], layer_order: Sequence[str]) -> Recording:
@@ -107,12 +146,15 @@ def merge(parts: Sequence[Recording], layer_order: Sequence[str]) -> Recording:
     table = np.full((len(rows), len(names), len(first.quantities), len(first.stats)), np.nan, dtype=np.float32)
     wall_times = np.zeros(len(rows))
     parts_at = np.zeros(len(rows), dtype=np.int64)
+    histograms: dict[int, Counted] = {}
     start = 0
     for part, part_keys in zip(parts, keys, strict=True):
         at = [rows[key] for key in part_keys]
         table[at, start : start + part.table.shape[1]] = part.table
         wall_times[at] = np.maximum(wall_times[at], part.wall_times)
         parts_at[at] += 1
+        for row, counted in part.histograms.items():
+            histograms.setdefault(at[row], {}).update(counted)
         start += part.table.shape[1]
     invariant = [flag for part in parts for flag in part.schema.invariant]
     cuts = [cut for part in parts for cut in part.schema.cuts]
@@ -125,7 +167,8 @@ def merge(parts: Sequence[Recording], layer_order: Sequence[str]) -> Recording:
         groups=first.groups,
     )
     steps = np.array([step for step, _ in rows], dtype=np.int64)
-    return Recording(schema, steps, wall_times, table[:, order], partial=parts_at < len(parts))
+    partial = parts_at < len(parts)
+    return Recording(schema, steps, wall_times, table[:, order], partial=partial, histograms=histograms)
 
 
 def _occurrences(steps: npt.NDArray[np.int64]) -> list[tuple[int, int]]:

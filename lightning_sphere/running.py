@@ -125,8 +125,9 @@ class Running:
             measured: what the formulas named in ``MEASURED`` give of these steps and groups, ``[steps, groups]``.
 
         Returns:
-            By name of the quantity: float64 ``[steps, groups]`` of ``equilibrium_ratio``, ``adam_equivalence`` and
-            ``path_length``, ``[measured steps, groups]`` of ``drift``, ``straightness`` and ``lost_update``.
+            By name of the quantity: float64 ``[steps, groups]`` of ``equilibrium_ratio``, its predictions
+            ``equilibrium_angle`` and ``equilibrium_norm``, ``adam_equivalence`` and ``path_length``; ``[measured steps,
+            groups]`` of ``drift``, ``straightness`` and ``lost_update``.
         """
         memory = self._memory(layers)
         total = memory.places.count
@@ -156,7 +157,8 @@ class Running:
             )
             anew = apart[:, 0] > 1
             equivalence, memory.fourth = _follow(memory.fourth, xx, after, keep, rate, slope, anew)
-        for values in (ratio, equivalence):
+        balanced = {"equilibrium_angle": predicted.angle.numpy(), "equilibrium_norm": predicted.norm.numpy()}
+        for values in (ratio, equivalence, *balanced.values()):
             values[:, ~memory.claimed] = np.nan
 
         reference = collected.reference.sums[..., :total]
@@ -180,6 +182,7 @@ class Running:
             "drift": drift,
             "straightness": straightness,
             "lost_update": lost,
+            **balanced,
         }
 
     def equilibrium(self, name: str, remaining: int | None) -> LayerEquilibrium | None:

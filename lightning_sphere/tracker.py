@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import Self
 
+from lightning_sphere.about import teller
 from lightning_sphere.calls import CompiledCalls
 from lightning_sphere.checkpoints import Source
 from lightning_sphere.claims import given_groups
@@ -68,9 +69,16 @@ class SphereTracker:
             more per step), or names of quantities.
         drift_from: the weights that ``drift`` is measured from: a checkpoint's path, a mapping of names to tensors, or
             a module. ``None`` takes those before the first measured step.
-        per_layer_scalars: also write one scalar per layer and quantity.
+        per_layer_scalars: also write one scalar per layer and quantity: ``True`` at each recorded step, ``n`` at each
+            n-th.
+        histograms: also write how norms, angular steps and effective learning rates are spread over the groups
+            (filters) of each invariant layer, as TensorBoard's histograms: ``True`` at each hundredth recorded step,
+            ``n`` at each n-th.
+        custom_scalars: also add charts with bands to the run's layout for TensorBoard's Custom Scalars tab.
         device_budget_mb: memory on the device for what waits to be written, in MiB; where it is full before
             earlier steps are evaluated, fewer are recorded, with a warning.
+        file_budget_mb: MiB of the event file up to which every recorded step is written; then one of each two, from
+            twice as many steps on one of each four, and so on.
         strict: raise failures of the tracker instead of warning and switching it off.
         sinks: further places to put recordings: objects with ``write(recording)`` and ``close()``.
         total_steps: how many steps the run will have, if that is known; it tells which layers will not reach their
@@ -106,8 +114,11 @@ class SphereTracker:
         groups: Groups | None = None,
         quantities: str | Sequence[str] = "core",
         drift_from: Source | None = None,
-        per_layer_scalars: bool = False,
+        per_layer_scalars: bool | int = False,
+        histograms: bool | int = False,
+        custom_scalars: bool = False,
         device_budget_mb: float = 64.0,
+        file_budget_mb: float = 64.0,
         strict: bool = False,
         sinks: Sequence[Sink] = (),
         total_steps: int | None = None,
@@ -121,7 +132,10 @@ class SphereTracker:
             quantities=quantities,  # type: ignore[arg-type]  # Options turns the word into names
             drift_from=drift_from,
             per_layer_scalars=per_layer_scalars,
+            histograms=histograms,
+            custom_scalars=custom_scalars,
             device_budget_mb=device_budget_mb,
+            file_budget_mb=file_budget_mb,
             strict=strict,
         )
         check_count("flush_every_n_steps", flush_every_n_steps)
@@ -137,11 +151,11 @@ class SphereTracker:
         self.model = model
         self.history = History(window=flush_every_n_steps)
         self._log_dir, self._writer = log_dir, writer
+        self._arguments = {**vars(self.options), "quantities": quantities}
         self.guard = Guard(strict=strict, switch_off=self._release)
         """Contains failures of this tracker and of those who drive it."""
         given = given_groups(self.options.groups, model)
         self._layers = KnownLayers(model, self.options, given, optimizers)
-        self._total_steps = total_steps
         self._reference: ReferenceWeights | None
         self._reference, self._unmatched = reference_weights(drift_from, model)
         names = self.options.quantities
@@ -150,7 +164,9 @@ class SphereTracker:
             self._layers,
             names=applicable(names, optimizers) if isinstance(quantities, str) else names,
             start=lambda: Running(every_n_steps=every_n_steps, from_start=drift_from is None),
-            per_layer_scalars=per_layer_scalars,
+            per_layer_scalars=self.options.per_layer_every,
+            histograms=self.options.histograms_every,
+            total_steps=total_steps,
         )
         self._flusher = Flusher(
             self._evaluation, [self.history, *sinks], self.guard, lambda: self._layers.claims, self._adapt
@@ -207,7 +223,14 @@ class SphereTracker:
                 self._reference, self._unmatched = reference_weights(self.options.drift_from, self.model)
                 self._evaluation.start_anew()
             if self._writer is not None or self._log_dir is not None:
-                self._flusher.sinks.append(open_sink(self._writer, self._log_dir))
+                sink = open_sink(
+                    self._writer,
+                    self._log_dir,
+                    budget_mb=self.options.file_budget_mb,
+                    about=teller(self._arguments, [tap.optimizer for tap in self._taps]),
+                    custom_scalars=self.options.custom_scalars,
+                )
+                self._flusher.sinks.append(sink)
         with self.guard.watching("looking for compiled modules"):
             self._calls = CompiledCalls(self.model, lambda: self.wants_loss)
         for tap in self._taps:
@@ -391,8 +414,7 @@ class SphereTracker:
         The prediction is that of the present learning rate and weight decay (Kosson et al., arXiv 2305.17212).
         """
         self._flusher.settle()
-        taken = max(tap.steps_seen for tap in self._taps)
-        return self._evaluation.equilibrium(None if self._total_steps is None else max(0, self._total_steps - taken))
+        return self._evaluation.equilibrium
 
     def print_summary(self) -> None:
         """Print :meth:`summary` as a table, and how to open TensorBoard."""

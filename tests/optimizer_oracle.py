@@ -238,3 +238,23 @@ def predicted_angle(kind: str, h: Mapping[str, Any], d: int, mean_square: float)
         s = (1 - beta1) ** 2 + beta1**2 * (1 - beta2) / (1 + beta2)
         return float(np.sqrt(np.pi * lr * decay * s))
     return float("nan")
+
+
+def predicted_norm(kind: str, h: Mapping[str, Any], d: int, mean_square: float) -> float:
+    """Norm in rotational equilibrium, theory section 6, as :func:`predicted_angle`."""
+    lr, decay = h["lr"], h.get("weight_decay", 0.0)
+    if not decay or not lr:
+        return float("nan")
+    if kind == "SGD":
+        b = h["momentum"]
+        kept = 1 - h["dampening"] * bool(b)
+        return float((lr * kept * mean_square / (2 * decay * (1 - b))) ** 0.25)
+    if kind in ("Adam", "AdamW"):
+        if h["decoupled_weight_decay"]:
+            return float(np.sqrt(lr * d / (2 * decay)))
+        return float((lr * d * np.sqrt(mean_square / d) / (2 * decay)) ** (1 / 3))
+    if kind == "Lion":
+        beta1, beta2 = h["betas"]
+        s = (1 - beta1) ** 2 + beta1**2 * (1 - beta2) / (1 + beta2)
+        return float(np.sqrt(lr * d / (np.pi * decay * s)))
+    return float("nan")

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from optimizer_oracle import ORACLES, Array, Moment, Update, predicted_angle
+from optimizer_oracle import ORACLES, Array, Moment, Update, predicted_angle, predicted_norm
 from oracle import cut_of, layer_index, quantities
 
 NEAR_ZERO = ("radial_fraction", "radius_growth", "invariance_residual", "lost_update")
 """Differences of large terms, which need an absolute tolerance."""
 DIRECTIONS = ("deformation_angle", "momentum_radial_fraction")
-OF_INVARIANT = ("adam_equivalence", "equilibrium_ratio")
+BALANCE = ("equilibrium_ratio", "equilibrium_angle", "equilibrium_norm")
+OF_INVARIANT = ("adam_equivalence", *BALANCE)
 """Unknown for weights that are not invariant."""
 SPARSE = ("drift", "straightness", "lost_update")
 """Recorded every few steps only."""
@@ -168,8 +169,11 @@ def of_a_history(history: Sequence[Group | None], elsewhere: Array | None = None
         if group.g is not None:  # about a hundred steps count
             squares = 0.99 * squares + float(row["norm"] * np.linalg.norm(group.g)) ** 2
             weights = 0.99 * weights + 1.0
-        predicted = predicted_angle(group.kind, group.h, len(group.x), squares / weights if weights else np.nan)
-        row["equilibrium_ratio"] = row["angular_step"] / predicted
+        mean_square = squares / weights if weights else np.nan
+        row["lr"] = group.h["lr"]
+        row["equilibrium_angle"] = predicted_angle(group.kind, group.h, len(group.x), mean_square)
+        row["equilibrium_norm"] = predicted_norm(group.kind, group.h, len(group.x), mean_square)
+        row["equilibrium_ratio"] = row["angular_step"] / row["equilibrium_angle"]
         if group.kind == "SGD" and group.g is not None:
             momentum = group.h["momentum"]
             lr = group.h["lr"] * ((1 - group.h["dampening"]) / (1 - momentum) if momentum else 1.0)

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from lightning_sphere import read_run
 from lightning_sphere.directions import Direction, Scalars, asked_displacement, register
 from optimizer_oracle import ORACLES, Moment, Update
-from optimizer_watch import assert_all_recorded
+from optimizer_watch import BALANCE, assert_all_recorded
 from optimizer_zoo import ALL, FORMULA, FROM_STATE, net, train
 
 
@@ -93,7 +93,7 @@ def test_an_optimizer_that_its_user_registers_is_known(tmp_path: Path, monkeypat
     model = net()
     groups = [{"params": model[:4].parameters(), "lr": 1e-2}, {"params": model[4:].parameters(), "lr": 1e-3}]
     watch = train(model, [Scaled(groups, lr=7.0)], log_dir=tmp_path, quantities="full")
-    assert_all_recorded(read_run(tmp_path), watch, ALL, loose=FROM_STATE | FORMULA, without=["equilibrium_ratio"])
+    assert_all_recorded(read_run(tmp_path), watch, ALL, loose=FROM_STATE | FORMULA, without=BALANCE)
 
 
 class Wanderer(Optimizer):
@@ -118,10 +118,8 @@ def test_an_unknown_optimizer_has_no_formula_and_is_named_once(
     watch = train(model, optimizers, log_dir=tmp_path, quantities="full")
     assert sum("Wanderer" in message for message in caplog.messages) == 1
     record = read_run(tmp_path)
-    assert_all_recorded(
-        record, watch, ALL, without=["equilibrium_ratio", "deformation_angle", "momentum_radial_fraction"]
-    )
-    for name in {*record.quantities} & {"adam_equivalence", "equilibrium_ratio", "lost_update"}:
+    assert_all_recorded(record, watch, ALL, without=[*BALANCE, "deformation_angle", "momentum_radial_fraction"])
+    for name in {*record.quantities} & {"adam_equivalence", *BALANCE, "lost_update"}:
         assert np.isnan(record[name]).all(), name
     p = half[0]
     assert asked_displacement(optimizers[0], p, p.detach(), torch.zeros_like(p)) is None

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_sphere import geometry
 from lightning_sphere.geometry import InnerProducts
-from lightning_sphere.quantities import QUANTITIES
+from lightning_sphere.quantities import CONTEXT, QUANTITIES
 
 SETTINGS = settings(deadline=None, max_examples=200, derandomize=True)
 
@@ -139,6 +139,7 @@ def test_unknown_stays_unknown() -> None:
 
 def test_formulas_and_quantities_are_the_same_list() -> None:
     followed = {"equilibrium_ratio", "adam_equivalence", "path_length", "drift", "straightness", "lost_update"}
+    followed |= {quantity.name for quantity in CONTEXT}
     assert list(geometry.FORMULAS) == [name for name in QUANTITIES if name not in followed]
     assert followed < set(QUANTITIES)
 

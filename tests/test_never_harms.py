@@ -29,6 +29,10 @@ FACTORIES: dict[str, Callable[..., Optimizer]] = {
 }
 
 
+EVERYTHING: dict[str, Any] = {"per_layer_scalars": 2, "histograms": 3, "custom_scalars": True, "quantities": "full"}
+"""All that can be asked for besides."""
+
+
 class Net(LightningModule):
     """The small network with dropout, its losses and its last gradients kept."""
 
@@ -138,7 +142,8 @@ def assert_same_bits(a: Any, b: Any, where: str = "") -> None:
 @pytest.mark.parametrize("name", FACTORIES)
 def test_a_hundred_trainer_steps_are_bitwise_the_same(name: str, tmp_path: Path) -> None:
     plain = copy.deepcopy(fit(FACTORIES[name], tmp_path / "plain", None))
-    monitored = fit(FACTORIES[name], tmp_path / "monitored", SphereMonitor(strict=True, print_summary=False))
+    monitor = SphereMonitor(strict=True, print_summary=False, **EVERYTHING)
+    monitored = fit(FACTORIES[name], tmp_path / "monitored", monitor)
     assert len(plain["losses"]) == 100
     assert_same_bits(plain, monitored)
 
@@ -146,7 +151,7 @@ def test_a_hundred_trainer_steps_are_bitwise_the_same(name: str, tmp_path: Path)
 @pytest.mark.parametrize("name", FACTORIES)
 def test_a_hundred_steps_of_a_plain_loop_are_bitwise_the_same(name: str, tmp_path: Path) -> None:
     plain = loop(FACTORIES[name], None)
-    tracked = loop(FACTORIES[name], {"log_dir": tmp_path, "strict": True, "per_layer_scalars": True})
+    tracked = loop(FACTORIES[name], {"log_dir": tmp_path, "strict": True, **EVERYTHING})
     assert_same_bits(plain, tracked)
 
 
@@ -190,6 +195,13 @@ FAULTS = {
     "lightning_sphere.tensorboard.writer.TensorBoardSink.write": "writing",
     "lightning_sphere.tensorboard.writer.TensorBoardSink.close": "closing",
     "lightning_sphere.sinks.History.write": "writing",
+    "lightning_sphere.recording.Stride.take": "writing",
+    "lightning_sphere.histograms.histograms": "writing",
+    "lightning_sphere.tensorboard.writer.histogram_value": "writing",
+    "lightning_sphere.tensorboard.layout.with_ours": "writing",
+    "lightning_sphere.tensorboard.layout.layout_value": "writing",
+    "lightning_sphere.about.facts_of": "opening",
+    "lightning_sphere.about.about": "writing",
 }
 
 
@@ -234,7 +246,7 @@ def test_a_failing_part_warns_once_and_the_loop_is_not_changed(
     break_down(target, monkeypatch)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        tracked = loop(FACTORIES["adamw"], {"log_dir": tmp_path, "flush_every_n_steps": 5}, steps=STEPS)
+        tracked = loop(FACTORIES["adamw"], {"log_dir": tmp_path, "flush_every_n_steps": 5, **EVERYTHING}, steps=STEPS)
     assert_same_bits(plain, tracked)
     (message,) = sphere_warnings(caught)
     assert "FaultError" in message
@@ -254,8 +266,9 @@ def test_a_failing_part_does_not_raise_where_warnings_are_errors(
 @pytest.mark.parametrize("target", FAULTS)
 def test_a_failing_part_raises_where_strict(target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     break_down(target, monkeypatch)
+    arguments = {"log_dir": tmp_path, "flush_every_n_steps": 5, "strict": True, **EVERYTHING}
     with pytest.raises(FaultError):
-        loop(FACTORIES["adamw"], {"log_dir": tmp_path, "flush_every_n_steps": 5, "strict": True}, steps=STEPS)
+        loop(FACTORIES["adamw"], arguments, steps=STEPS)
 
 
 @pytest.mark.parametrize(
@@ -268,6 +281,7 @@ def test_a_failing_part_raises_where_strict(target: str, tmp_path: Path, monkeyp
         "lightning_sphere.tensorboard.writer.TensorBoardSink.write",
         "lightning_sphere.callback.logging_step",
         "lightning_sphere.callback.TensorBoardSink",
+        "lightning_sphere.callback.teller",
         "lightning_sphere.epoch.EpochMetrics.write",
         "lightning_sphere.epoch.EpochMetrics.results",
         "lightning_sphere.tracker.summarize",

@@ -15,8 +15,8 @@ from torch.optim import Optimizer
 from lightning_sphere import SphereTracker, read_run
 from lightning_sphere.directions import asked_displacement
 from nets import batches
-from optimizer_watch import Group, Watch, assert_all_recorded, histories, rms, statistics
-from optimizer_zoo import ADAMS, ALL, FORMULA, FROM_STATE, KNOWN, MUONS, SGDS, Factory, needs_muon, net, train
+from optimizer_watch import BALANCE, Group, Watch, assert_all_recorded, histories, rms, statistics
+from optimizer_zoo import ALL, FORMULA, FROM_STATE, KNOWN, MUONS, SGDS, Factory, needs_muon, net, train
 from oracle import layer_index
 
 CORE = (
@@ -39,6 +39,7 @@ CORE = (
 
 pytestmark = pytest.mark.usefixtures("copies")
 PHENOMENA = ("deformation_angle", "momentum_radial_fraction")
+CONTEXT = ("lr", "equilibrium_angle", "equilibrium_norm")
 
 
 def gradients(shape: Sequence[int], count: int, dtype: torch.dtype) -> list[Tensor]:
@@ -117,15 +118,13 @@ UNTABLED = ("nadam", "radam", "rmsprop", "adagrad", "adamax", "adafactor", "amsg
 """What the theory's table of equilibria does not have: a prediction for them is checked elsewhere, if there is one."""
 
 
-def without(name: str) -> list[str]:
-    return ["equilibrium_ratio"] if any(word in name for word in UNTABLED) else []
+def without(name: str) -> tuple[str, ...]:
+    return BALANCE if any(word in name for word in UNTABLED) else ()
 
 
 def unheard_of(name: str) -> set[str]:
     """Quantities that an optimizer does not have: unknown, or not recorded at all."""
-    if name in SGDS:
-        return set()
-    return {"adam_equivalence"} | (set() if name in ADAMS or "lion" in name else {"equilibrium_ratio"})
+    return set() if name in SGDS else {"adam_equivalence"}
 
 
 @pytest.mark.parametrize("name", KNOWN)
@@ -136,7 +135,7 @@ def test_every_quantity_of_every_optimizer_equals_the_oracle(
     watch = train(model, [KNOWN[name](model.parameters())], log_dir=tmp_path, quantities="full")
     record = read_run(tmp_path)
     assert not caplog.messages
-    assert {*record.quantities} | unheard_of(name) == {*CORE, *PHENOMENA}
+    assert {*record.quantities} | unheard_of(name) == {*CORE, *PHENOMENA, *CONTEXT}
     rounding = 5e-5 if "radam" in name else 1e-5  # RAdam's first steps are small against the weights' last place
     assert_all_recorded(record, watch, ALL, loose=FROM_STATE | FORMULA, of_direction=rounding, without=without(name))
 
@@ -245,4 +244,4 @@ def test_capturable_optimizers_with_a_rate_on_the_device(factory: Callable[..., 
             watch.before()
             optimizer.step()
             watch.after()
-    assert_all_recorded(read_run(tmp_path), watch, ALL, relative=1e-4, without=["equilibrium_ratio"])
+    assert_all_recorded(read_run(tmp_path), watch, ALL, relative=1e-4, without=BALANCE)

@@ -10,6 +10,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_sphere import SphereMonitor, SphereTracker
+from lightning_sphere.options import Options
 from lit import LitNet, loader, quiet_trainer
 from nets import conv_net
 
@@ -23,7 +24,13 @@ from nets import conv_net
         ({"device_budget_mb": 0}, ValueError, "device_budget_mb takes a positive number of MiB, got 0"),
         ({"device_budget_mb": float("nan")}, ValueError, "device_budget_mb takes a positive number of MiB, got nan"),
         ({"device_budget_mb": "64"}, TypeError, "device_budget_mb takes a number of MiB, got '64'"),
-        ({"per_layer_scalars": "yes"}, TypeError, "per_layer_scalars takes True or False, got 'yes'"),
+        ({"per_layer_scalars": "yes"}, TypeError, "per_layer_scalars takes True, False or a positive integer, got 'ye"),
+        ({"per_layer_scalars": 0}, ValueError, "per_layer_scalars takes True, False or a positive integer, got 0"),
+        ({"histograms": 1.5}, TypeError, r"histograms takes True, False or a positive integer, got 1\.5"),
+        ({"histograms": -1}, ValueError, "histograms takes True, False or a positive integer, got -1"),
+        ({"histograms": None}, TypeError, "histograms takes True, False or a positive integer, got None"),
+        ({"histograms": 10, "quantities": "drift"}, ValueError, "histograms is of no use here: quantities has none of"),
+        ({"custom_scalars": 1}, TypeError, "custom_scalars takes True or False, got 1"),
         ({"strict": 1}, TypeError, "strict takes True or False, got 1"),
         ({"include": []}, ValueError, "include takes at least one name or pattern"),
         ({"include": 3}, TypeError, "include takes a name or a sequence of names or patterns, got 3"),
@@ -36,6 +43,12 @@ def test_a_wrong_argument_is_named(arguments: dict[str, Any], error: type[Except
     net = conv_net()
     with pytest.raises(error, match=message):
         SphereTracker(net, torch.optim.SGD(net.parameters(), 0.1), **arguments)
+
+
+def test_true_stands_for_a_usual_stride() -> None:
+    assert (Options(histograms=True).histograms_every, Options(per_layer_scalars=True).per_layer_every) == (100, 1)
+    assert (Options(histograms=7).histograms_every, Options(per_layer_scalars=7).per_layer_every) == (7, 7)
+    assert (Options().histograms_every, Options().per_layer_every) == (0, 0)
 
 
 def test_print_summary_takes_a_flag() -> None:

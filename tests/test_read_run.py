@@ -133,9 +133,10 @@ def test_no_run_is_an_error(tmp_path: Path, make: object) -> None:
         read_run(tmp_path / "run")
 
 
-def test_a_newer_format_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="newer"):
-        TableSchema.from_json(SCHEMA.to_json().replace(b'"format":1', b'"format":2'))
+@pytest.mark.parametrize(("number", "age"), [(1, "older"), (3, "newer")])
+def test_another_format_is_refused(number: int, age: str) -> None:
+    with pytest.raises(ValueError, match=f"format {number} is {age}"):
+        TableSchema.from_json(SCHEMA.to_json().replace(b'"format":2', f'"format":{number}'.encode()))
     with pytest.raises(ValueError, match="not a lightning_sphere table"):
         TableSchema.from_json(b"{}")
 

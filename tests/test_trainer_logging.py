@@ -14,6 +14,7 @@ from pytorch_lightning.loggers.logger import Logger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_sphere import SphereMonitor, read_run
+from lightning_sphere.quantities import QUANTITIES
 from lit import LitNet, loader, quiet_trainer
 
 EPOCH = {"sphere_epoch/norm", "sphere_epoch/angular_step", "sphere_epoch/effective_lr"}
@@ -62,7 +63,8 @@ def test_a_run_has_one_event_file_and_few_tags(tmp_path: Path) -> None:
     ours = {tag for tag in scalars(logger.log_dir).Tags()["scalars"] if tag.startswith("sphere")}
     assert ours >= EPOCH
     record = read_run(logger.log_dir)
-    known = [name for name in record.quantities if not np.isnan(record[name]).all()]
+    drawn = [name for name in record.quantities if not QUANTITIES[name].context]
+    known = [name for name in drawn if not np.isnan(record[name]).all()]
     assert {"norm", "angular_step", "effective_lr", "drift", "path_length"} < set(known)
     assert ours - EPOCH == {f"sphere/{name}" for name in known} | {
         f"sphere_bands/{name}/{edge}" for name in known for edge in ("p10", "p90")
@@ -83,9 +85,11 @@ def test_each_step_is_one_event_of_the_loggers_own_file(tmp_path: Path) -> None:
     table_events = [(step, values) for step, values in added if values > 1]
     assert [step for step, _ in table_events] == list(range(6))
     record = read_run(logger.log_dir)
-    for (_, values), table in zip(table_events, record.values, strict=True):
-        shown = table[np.array(record.invariant)][..., record.stats.index("median")]
-        assert values == 1 + 3 * int((~np.isnan(shown)).any(axis=0).sum())
+    drawn = [index for index, name in enumerate(record.quantities) if not QUANTITIES[name].context]
+    for (step, values), table in zip(table_events, record.values, strict=True):
+        shown = table[np.array(record.invariant)][..., record.stats.index("median")][:, drawn]
+        tables = int((~np.isnan(table)).any(axis=(0, 2)).sum())
+        assert values == (step == 0) + tables + 3 * int((~np.isnan(shown)).any(axis=0).sum())
 
 
 def test_per_layer_scalars_are_opt_in(tmp_path: Path) -> None:

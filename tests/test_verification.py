@@ -254,22 +254,6 @@ def test_the_callback_has_the_verdicts(tmp_path: Path) -> None:
     }
 
 
-def test_the_description_is_written_again_only_when_an_outcome_changes(tmp_path: Path) -> None:
-    descriptions: list[bool] = []
-
-    class Count:
-        def write(self, recording: Recording) -> None:
-            descriptions.append(not schemas or recording.schema != schemas[-1])
-            schemas.append(recording.schema)
-
-        def close(self) -> None: ...
-
-    schemas: list[Any] = []
-    model = conv_net()
-    train(model, 100, sinks=[Count()], at={55: model[1].eval})
-    assert descriptions == [True, *[False] * 4, True, *[False] * 4]
-
-
 # ------------------------------------------------------------------ pure parts
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from tensorboard.backend.event_processing.event_file_loader import RawEventFileL
 from tensorboard.compat import tf
 from tensorboard.compat.proto.event_pb2 import Event
 
-from lightning_sphere.tensorboard.schema import TABLE_TAG, TableSchema
+from lightning_sphere.tensorboard.schema import SCHEMA_TAG, TABLE_TAG, TableSchema
 
 
 @dataclass(frozen=True, repr=False)
@@ -36,10 +37,11 @@ class RunRecord:
             norm and reason, as ``Discovery.table()`` describes them; ``layer``, its name in :attr:`layers`; and
             ``verdict``, what the gradients say of the claim (verified, contradicted, eps dominates, not yet seen),
             ``verified_share``, the share of its groups that nothing speaks against, and ``residual``, the median of
-            their |cos(gradient, weight)|, all three as of the last time that any verdict changed, and ``None`` where
-            nothing is claimed or seen; and ``equilibrium``, how far the layer is from it, in words, as of the last time
-            that any layer's state changed (but for the last sixth of the run). After the weights, one more row for each
-            set that is invariant only together: its first tensor is the parameter, ``joint_with`` are the others.
+            their |cos(gradient, weight)|, all three ``None`` where nothing is claimed or seen; and ``equilibrium``, how
+            far the layer is from it, in words, and ``equilibrium_state`` (settled, transient, out of reach, unknown).
+            All that is as of the end of the run, or of a run still being written as of a little while ago. After the
+            weights, one more row for each set that is invariant only together, with ``joint`` true: its first tensor is
+            the parameter, ``joint_with`` are the others.
         invariant: per layer, whether a normalization follows.
         cuts: per layer, the axis along which its weight is cut into groups, and into how many equal blocks; also for
             layers that are not invariant, of which ``groups`` says nothing.
@@ -123,7 +125,8 @@ class _Row:
     schema: TableSchema
     step: int
     wall_time: float
-    table: npt.NDArray[np.float32]
+    table: dict[str, npt.NDArray[np.float32]]
+    """``[layers, stats]`` by quantity."""
 
 
 def _candidates(root: Path) -> list[Path]:
@@ -147,16 +150,21 @@ def _read_file(file: Path) -> list[_Row]:
     schema: TableSchema | None = None
     for record in _whole_records(file):
         event = Event.FromString(record)
+        table: dict[str, npt.NDArray[np.float32]] = {}
         for value in event.summary.value:
-            if value.tag != TABLE_TAG:
-                continue
-            if value.metadata.plugin_data.content:
-                schema = TableSchema.from_json(value.metadata.plugin_data.content)
-            if schema is not None:
-                table = np.frombuffer(value.tensor.tensor_content, dtype="<f4")
-                if table.size != np.prod(schema.shape):
-                    raise ValueError(f"{str(file)!r} mixes tables of different layers: did two trackers write into it?")
-                rows.append(_Row(schema, event.step, event.wall_time, table.reshape(schema.shape)))
+            if value.tag == SCHEMA_TAG:
+                schema = TableSchema.from_json(value.tensor.string_val[0])
+            elif value.tag.startswith(TABLE_TAG):
+                table[value.tag.removeprefix(TABLE_TAG)] = np.frombuffer(value.tensor.tensor_content, dtype="<f4")
+        if schema is not None and table:
+            size = len(schema.layers), len(schema.stats)
+            if any(part.size != math.prod(size) for part in table.values()):
+                raise ValueError(f"{str(file)!r} mixes tables of different layers: did two trackers write into it?")
+            rows.append(
+                _Row(schema, event.step, event.wall_time, {name: part.reshape(size) for name, part in table.items()})
+            )
+    if rows and schema is not None and schema.same_axes(rows[-1].schema):  # the last description has the last word
+        rows[-1] = replace(rows[-1], schema=schema)
     return rows
 
 
@@ -177,14 +185,13 @@ def _assemble(rows: list[_Row]) -> RunRecord:
         cuts |= dict(zip(schema.layers, schema.cuts, strict=True))
     layers = [*last.layers, *(name for name in invariant if name not in last.layers)]
     values = np.full((len(rows), len(layers), len(last.quantities), len(last.stats)), np.nan, dtype=np.float32)
-    for key, schema in by_id.items():
-        of_schema = [index for index, row in enumerate(rows) if id(row.schema) == key]
-        shared = [name for name in schema.quantities if name in last.quantities]
-        columns = [layers.index(name) for name in schema.layers]
-        stacked = np.stack([rows[index].table for index in of_schema])
-        source = stacked[:, :, [schema.quantities.index(name) for name in shared]]
-        target = np.ix_(of_schema, columns, [last.quantities.index(name) for name in shared], range(len(last.stats)))
-        values[target] = source
+    places = {name: index for index, name in enumerate(layers)}
+    columns = {key: [places[name] for name in schema.layers] for key, schema in by_id.items()}
+    quantities = {name: index for index, name in enumerate(last.quantities)}
+    for index, row in enumerate(rows):
+        for name, part in row.table.items():
+            if name in quantities:
+                values[index, columns[id(row.schema)], quantities[name]] = part
     return RunRecord(
         steps=np.array([row.step for row in rows], dtype=np.int64),
         wall_times=np.array([row.wall_time for row in rows], dtype=np.float64),

@@ -10,11 +10,14 @@ from typing import Any
 PLUGIN_NAME = "lightning_sphere"
 """Marks our tensor summaries; TensorBoard hands them to the plugin of this name."""
 
-TABLE_TAG = "sphere_table"
-"""Tag of the tensor summary that holds all layers' numbers of one step."""
+TABLE_TAG = "sphere_table/"
+"""Beginning of the tags that hold the table, before the name of a quantity: float32 ``[layers, stats]`` of one step."""
 
-FORMAT = 1
-"""Version of the format; readers refuse a newer one."""
+SCHEMA_TAG = "sphere_schema"
+"""Tag of the string that says what the table's axes are: of all rows from its event on, until there is another."""
+
+FORMAT = 2
+"""Version of the format; readers refuse any other."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,13 @@ class TableSchema:
         """Shape of the table of one step."""
         return len(self.layers), len(self.quantities), len(self.stats)
 
+    def same_axes(self, other: TableSchema | None) -> bool:
+        """Whether the same rows are possible under another schema, whatever it says of the layers."""
+        mine = (self.layers, self.quantities, self.stats, self.invariant, self.cuts)
+        return other is not None and mine == (other.layers, other.quantities, other.stats, other.invariant, other.cuts)
+
     def to_json(self) -> bytes:
-        """Compact JSON, for the summary's metadata."""
+        """Compact JSON."""
         content = {
             "format": FORMAT,
             "layers": self.layers,
@@ -54,13 +62,14 @@ class TableSchema:
         """Read what :meth:`to_json` wrote.
 
         Raises:
-            ValueError: if it is no such JSON, or of a newer format.
+            ValueError: if it is no such JSON, or of another format.
         """
         try:
             raw = json.loads(content)
-            if raw["format"] > FORMAT:
+            if raw["format"] != FORMAT:
+                age = "newer" if raw["format"] > FORMAT else "older"
                 raise ValueError(
-                    f"format {raw['format']} is newer than this version of lightning_sphere reads ({FORMAT})"
+                    f"format {raw['format']} is {age} than what this version of lightning_sphere reads ({FORMAT})"
                 )
             return cls(
                 layers=tuple(raw["layers"]),
@@ -70,7 +79,7 @@ class TableSchema:
                 cuts=tuple((axis, blocks) for axis, blocks in raw["cuts"]),
                 groups=tuple({key: _frozen(value) for key, value in group.items()} for group in raw["groups"]),
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a lightning_sphere table: {error!r}") from error
 
 
