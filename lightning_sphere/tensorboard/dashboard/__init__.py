@@ -1,0 +1,1 @@
+"""The server side of the Sphere tab: what the page asks for, from TensorBoard's data provider."""
