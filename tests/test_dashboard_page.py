@@ -1,4 +1,4 @@
-"""What can be told of the page's files without a browser: small, all in use, nothing from elsewhere, no HTML from text."""
+"""What can be told of the page's files without a browser: small, in use, nothing from elsewhere, no HTML."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def test_a_module_is_small_and_says_what_it_is_for(module: Path) -> None:
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: path.name)
 def test_text_cannot_become_html_or_code(module: Path) -> None:
-    ways = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser|ContextualFragment|srcdoc|\beval\(|Function\("
-    assert not re.findall(ways, module.read_text())
+    ways = r"(inner|outer|insertAdjacent)HTML|document\.write|DOMParser|ContextualFragment|srcdoc|\beval\(|Function\("
+    assert not re.search(ways, module.read_text())
 
 
 @pytest.mark.parametrize("file", sorted(STATIC.iterdir()), ids=lambda path: path.name)
