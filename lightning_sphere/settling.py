@@ -87,7 +87,8 @@ class LayerEquilibrium:
         if self.state != "transient" or self.steps_to_go >= SOON * self.time_constant:
             times += ", but its norm still moves" if self.agrees else ""
         if self.state == "out of reach" and not self.remaining:
-            return f"did not reach equilibrium: {roughly(self.steps_to_go)} more are needed at the present learning rate; {turned}, {times}"
+            more = f"{roughly(self.steps_to_go)} more are needed at the present learning rate"
+            return f"did not reach equilibrium: {more}; {turned}, {times}"
         if self.state == "out of reach":
             return (
                 f"will not reach equilibrium within this run: it takes {roughly(self.steps_to_go)}, "
