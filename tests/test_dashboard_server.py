@@ -287,12 +287,15 @@ def slow_ratios(run: Run) -> dict[str, Any]:
     """Effective over nominal learning rate: medians over layers, step by step, in plain Python."""
     if not {"effective_lr", "lr"} <= set(run.schema.quantities):
         return dict.fromkeys(("lr_ratio_start", "lr_ratio_lowest", "lr_ratio_highest"))
-    found: list[tuple[float, int]] = []
+    by_step: list[tuple[list[float], int]] = []
     for step, effective, nominal in zip(run.steps, run.of("effective_lr"), run.of("lr"), strict=True):
         rows = zip(effective.tolist(), nominal.tolist(), counted(run), strict=True)
         ratios = [one / other for one, other, flag in rows if flag and other and math.isfinite(one / other)]
-        if ratios:
-            found.append((statistics.median(ratios), int(step)))
+        by_step.append((ratios, int(step)))
+    most = max(len(ratios) for ratios, _ in by_step)
+    if not most:
+        return dict.fromkeys(("lr_ratio_start", "lr_ratio_lowest", "lr_ratio_highest"))
+    found = [(statistics.median(ratios), step) for ratios, step in by_step if len(ratios) == most]
     return {
         "lr_ratio_start": statistics.median(ratio for ratio, _ in found[:20]),
         "lr_ratio_lowest": dict(zip(("ratio", "step"), min(found), strict=True)),

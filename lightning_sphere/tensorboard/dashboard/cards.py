@@ -68,7 +68,7 @@ def _over_layers(medians: Medians) -> float | None:
 def _ratios(shown: Mapping[str, Medians], steps: Steps | None) -> dict[str, Any]:
     """Effective over nominal learning rate along the run: a schedule does not move it, norms and second moments do.
 
-    Of each step the median over layers; at the start over the first steps at which it is known.
+    Of each step at which most layers' are known the median over them; at the start over the first of these steps.
     """
     told: dict[str, Any] = dict.fromkeys(("lr_ratio_start", "lr_ratio_lowest", "lr_ratio_highest"))
     if steps is None or "effective_lr" not in shown or "lr" not in shown:
@@ -78,11 +78,11 @@ def _ratios(shown: Mapping[str, Medians], steps: Steps | None) -> dict[str, Any]
         return told
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = effective.astype(np.float64) / nominal
-    known = np.isfinite(ratios).any(axis=1)
+    known = np.count_nonzero(np.isfinite(ratios), axis=1)
     if not known.any():
         return told
-    ratios = np.where(np.isfinite(ratios), ratios, np.nan)[known]
-    of_steps, at = np.nanmedian(ratios, axis=1), steps[known]
+    most = known == known.max()  # medians over changing sets of layers would jump for no other reason
+    of_steps, at = np.nanmedian(np.where(np.isfinite(ratios), ratios, np.nan)[most], axis=1), steps[most]
     told["lr_ratio_start"] = number(float(np.median(of_steps[:WINDOW])))
     for name, index in (("lr_ratio_lowest", of_steps.argmin()), ("lr_ratio_highest", of_steps.argmax())):
         told[name] = {"ratio": number(float(of_steps[index])), "step": int(at[index])}

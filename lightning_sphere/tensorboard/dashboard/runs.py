@@ -190,13 +190,14 @@ class Runs:
 def _state(name: str, tags: Listing, schema: TableSchema | UnreadableError) -> RunState:
     quantities = recorded(schema, tags) if isinstance(schema, TableSchema) else ()
     problem = str(schema) if isinstance(schema, UnreadableError) else None
-    if problem is None and not quantities:
+    begun = problem is not None or bool(quantities)
+    if not begun:
         problem = "no step is recorded yet"
     series = [tags[TABLE_TAG + quantity] for quantity in quantities] or list(tags.values())
     return RunState(
         name=name,
         quantities=quantities,
-        last_step=max(int(one.max_step or 0) for one in series),
+        last_step=max(int(one.max_step or 0) for one in series) if begun else -1,
         last_wall_time=max(float(one.max_wall_time or 0.0) for one in series),
         problem=problem,
     )

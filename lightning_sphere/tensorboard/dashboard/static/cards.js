@@ -22,7 +22,6 @@ export function createCards(box, actions) {
   return (sides) => {
     const next = JSON.stringify(sides.map(({ letter, info }) => [letter, info.cards, info.findings]));
     if (next === signature) return;
-    signature = next;
     const held = document.activeElement?.dataset?.held;
     const card = (testid, title, hint, content) =>
       h(
@@ -66,6 +65,7 @@ export function createCards(box, actions) {
         findings(info, letter, actions.onfindings),
       ),
     );
+    signature = next;
     if (held) box.querySelector(`[data-held="${held}"]`)?.focus();
   };
 }
@@ -81,11 +81,8 @@ function groups({ cards }) {
     line(big(formatCount(cards.groups)), ` in ${cards.invariant_layers} of ${cards.layers} layers`),
     h(
       "p",
-      { class: "sub wrap" },
-      ...parts.flatMap(([count, words, tone, sign], n) => [
-        n ? h("span", {}, " \u00b7 ") : null,
-        h("span", { class: tone }, `${sign} ${count} ${words}`),
-      ]),
+      { class: "sub wrap words" },
+      ...parts.map(([count, words, tone, sign]) => h("span", { class: tone }, `${sign} ${count} ${words}`)),
     ),
   ];
 }

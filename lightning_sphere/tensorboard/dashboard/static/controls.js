@@ -126,7 +126,7 @@ export function createControls(store, { oncsv, onpng, oncopy }) {
   function draw(state, answer) {
     const names = answer.runs.map(({ name, problem, last_step: last }) => ({
       value: name,
-      text: problem ? `${name} (cannot be read)` : last < 0 ? `${name} (no steps yet)` : name,
+      text: last < 0 ? `${name} (no steps yet)` : problem ? `${name} (cannot be read)` : name,
     }));
     choose(run, [{ label: "", options: names }], state.run);
     choose(

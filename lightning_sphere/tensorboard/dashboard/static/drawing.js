@@ -57,8 +57,8 @@ export function createDrawing(parts) {
     writeUrl(toTexts(state));
     controls.draw(state, answer);
     const run = answer.runs.find(({ name }) => name === state.run);
+    if (run.last_step < 0) return instead(noSteps(run.name));
     if (run.problem) return instead(problem(run.name, run.problem));
-    if (run.last_step < 0 || !run.quantities.length) return instead(noSteps(run.name));
     const quantity = answer.quantities.get(state.quantity);
     const [a, b] = [state.run, state.vs].map((name) => name && sideOf(name, state, quantity));
     if (!a.info && a.error) return instead(failed(a.error.message, () => session.retry()));

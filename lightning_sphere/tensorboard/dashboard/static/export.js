@@ -121,7 +121,12 @@ export function fileName(...parts) {
     .join("_");
 }
 
-/** Float32 as it was recorded, without digits that it does not have. */
+/** Nine digits tell every float32 from its neighbours; fewer, where they do. */
 function number(value) {
-  return Number.isFinite(value) ? Number(value.toPrecision(8)) : null;
+  if (!Number.isFinite(value)) return null;
+  for (const digits of [7, 8]) {
+    const short = Number(value.toPrecision(digits));
+    if (Math.fround(short) === value) return short;
+  }
+  return Number(value.toPrecision(9));
 }

@@ -10,7 +10,7 @@ import { createFilters } from "./filters.js";
 import { createFindings } from "./findings.js";
 import { isVisible, listen, watchTheme } from "./host.js";
 import { createDetail } from "./layer.js";
-import { notice } from "./messages.js";
+import { failed, notice } from "./messages.js";
 import { createPanel } from "./panel.js";
 import { createSession } from "./session.js";
 
@@ -28,7 +28,13 @@ export function createPage(store) {
     waiting = true;
     requestAnimationFrame(() => {
       waiting = false;
-      drawing.draw();
+      try {
+        drawing.draw();
+      } catch (error) {
+        console.error(error);
+        message.hidden = false;
+        message.replaceChildren(failed(`The page could not be drawn: ${error.message}`, schedule));
+      }
     });
   };
   const session = createSession(schedule);

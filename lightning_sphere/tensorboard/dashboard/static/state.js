@@ -54,7 +54,10 @@ const FORMS = {
     write: String,
   },
   kind: {
-    read: (text) => (text === "no" ? [] : KINDS.filter((kind) => text.split(",").includes(kind))),
+    read: (text) => {
+      const kinds = KINDS.filter((kind) => text.split(",").includes(kind));
+      return kinds.length || text === "no" ? kinds : undefined;
+    },
     write: (kinds) => (kinds.length ? kinds.join(",") : "no"),
   },
   filter: { read: name, write: name },
