@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -143,6 +143,23 @@ class _Entry:
         )
 
 
+def _sum(entries: Sequence[_Entry]) -> _Entry:
+    total, *rest = entries
+    for entry in rest:
+        total += entry
+    return total
+
+
+def _later_half(entries: Sequence[_Entry]) -> Sequence[_Entry]:
+    """The latest entries that cover half of the steps, at least."""
+    half, covered = sum(entry.steps for entry in entries) / 2, 0
+    for index in range(len(entries) - 1, 0, -1):
+        covered += entries[index].steps
+        if covered >= half:
+            return entries[index:]
+    return entries
+
+
 class Balance:
     """Follows one layer.
 
@@ -190,16 +207,16 @@ class Balance:
         time = 0.0 if math.isnan(self._time_constant) else self._time_constant
         recent = self._last(max(RECENT_STEPS, time / self._every))
         known = [entry for entry in recent if not math.isnan(entry.angle_square + entry.predicted_square)] or recent
-        window = known[0]
-        for entry in known[1:]:
-            window += entry
+        window, later = _sum(known), _sum(_later_half(known))
+        # A norm that rises and falls again is where it was, and does not stand still.
+        trend = max(window.growth / window.steps, later.growth / later.steps, key=abs)
         return settle(
             math.sqrt(window.predicted_square),
             self._predicted_norm,
             self._time_constant,
             math.sqrt(window.angle_square),
             self._norm,
-            window.growth / window.steps,
+            trend,
             remaining,
             self._reason or (f"rounding discards {self._lost:.0%} of its updates" if self._lost > LOST else ""),
             span=window.steps * self._every,

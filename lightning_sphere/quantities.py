@@ -56,6 +56,8 @@ class Quantity:
     """Name of the quantity that says what it comes to in equilibrium, if one does."""
     reference: float | None = None
     """The number that it is compared with, if there is one."""
+    of_invariant: bool = False
+    """Whether it says nothing of a weight that is not scale-invariant, though it can be computed."""
 
 
 def _quantity(
@@ -108,6 +110,7 @@ CORE: tuple[Quantity, ...] = (
         "weight's norm, the optimizer's state and the decay are taken into account. It multiplies gradients on the "
         "sphere, so compare it over time and between layers, not with lr and not between optimizers.",
         ("xx", "xd", "gg", "bb"),
+        of_invariant=True,
     ),
     _quantity(
         "spherical_lr",
@@ -119,6 +122,7 @@ CORE: tuple[Quantity, ...] = (
         "Rotation per unit of gradient on the sphere; asks nothing of the optimizer. Equals the effective lr for SGD, "
         "and differs from it where momentum or adaptivity change the step.",
         ("xx", "xd", "dd", "gx", "gg"),
+        of_invariant=True,
     ),
     _quantity(
         "gradient_norm",
@@ -162,6 +166,7 @@ CORE: tuple[Quantity, ...] = (
         "The run-time check of scale invariance: 0 (rounding) where the claim holds. Values above 1e-2 say that the "
         "norm's eps, or something else, breaks it.",
         ("xx", "gx", "gg"),
+        of_invariant=True,
     ),
     _quantity(
         "second_moment",

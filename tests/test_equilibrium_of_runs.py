@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from lightning_sphere import SphereTracker
+from lightning_sphere.balance import Balance, LayerSteps
 from lightning_sphere.recording import Recording
 from lightning_sphere.settling import LayerEquilibrium, settle
 from nets import batches
@@ -221,3 +222,17 @@ def test_what_is_told_of_the_layers_is_of_now() -> None:
     for words, found in told:
         for word, state in zip(words, found, strict=True):
             assert (state == "unknown") == word.startswith("unknown"), (word, state)
+
+
+@pytest.mark.parametrize(("later", "state"), [(-0.0008, "transient"), (0.0, "settled")])
+def test_a_norm_that_rises_and_falls_again_does_not_stand_still(later: float, state: str) -> None:
+    """Over the whole window it is where it was, and turns by the predicted angle on average."""
+    balance = Balance(every_n_steps=1)
+    for growth, turn in ((-later, 1.3), (later, 0.5)):
+        for _ in range(14):
+            steps = LayerSteps(10, 10 * growth, (turn * 0.01) ** 2, 0.01**2, 1.0, 1.0, 300.0, None, 8, 0)
+            balance.take(steps, "")
+    judged = balance.judge(None)
+    assert judged is not None
+    assert judged.ratio == pytest.approx(math.sqrt((1.3**2 + 0.5**2) / 2))
+    assert judged.state == state

@@ -102,7 +102,12 @@ def test_the_share_in_equilibrium(tab: Tab, world: World) -> None:
     settled = states.count("settled")
     expect(card.locator(".big")).to_have_text(f"{round(100 * settled / len(states))}%")
     expect(card).to_contain_text(f"{settled} of {len(states)} settled")
-    words = {"settled": "settled", "transient": "on the way", "out of reach": "out of reach", "unknown": "unknown"}
+    words = {
+        "settled": "settled",
+        "transient": "on the way",
+        "out of reach": "not within this run",
+        "unknown": "unknown",
+    }
     expected = [states.count(state) for state in words]
     assert all(expected)
     expect(card.locator(".words > span")).to_have_text(

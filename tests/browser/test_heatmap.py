@@ -162,8 +162,15 @@ def test_a_double_click_resets_the_zoom(dashboard: Tab) -> None:
     dashboard.drag(20, 40)
     assert dashboard.until(dashboard.range, lambda found: found != full) == pytest.approx((20, 40), abs=0.2)
     left, top = dashboard.place(2, 30)
-    dashboard.frame.locator("#heatmap-plot").dblclick(position={"x": left, "y": top}, force=True)
-    assert dashboard.until(dashboard.range, lambda found: found == full) == full
+
+    def reset() -> bool:
+        """A double click that falls into a drawing is none: again."""
+        dashboard.frame.locator("#heatmap-plot").dblclick(position={"x": left, "y": top}, force=True)
+        dashboard.frame.wait_for_timeout(500)
+        return bool(dashboard.range() == full)
+
+    assert any(reset() for _ in range(3))
+    expect(dashboard.get("detail")).to_be_hidden()  # it is no click on a layer
 
 
 def test_zooming_shows_finer_values(tab: Tab, world: World) -> None:

@@ -204,7 +204,7 @@ FACTS = {
     "stage1.conv": (
         "per row",
         "✕ contradicted",
-        ["16 groups", "for 25% of its groups", "residual |cos(g, x)| 0.31"],
+        ["16 groups", "for 75% of its groups", "residual |cos(g, x)| 0.31"],
         "out of reach: no weight decay",
     ),
     "attention.qkv": (

@@ -168,6 +168,7 @@ def _quantity(quantity: Quantity) -> dict[str, Any]:
         "prediction": quantity.prediction,
         "reference": quantity.reference,
         "signed": quantity.range in SIGNED,
+        "of_invariant": quantity.of_invariant,
     }
 
 

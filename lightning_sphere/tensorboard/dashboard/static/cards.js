@@ -8,7 +8,7 @@ import { format, formatAngle, formatCount, formatFactor } from "./numbers.js";
 const STATES = [
   ["settled", "settled", "settled"],
   ["transient", "transient", "on the way"],
-  ["out of reach", "out", "out of reach"],
+  ["out of reach", "out", "not within this run"],
   ["unknown", "unknown", "unknown"],
 ];
 
@@ -23,11 +23,11 @@ export function createCards(box, actions) {
     const next = JSON.stringify(sides.map(({ letter, info }) => [letter, info.cards, info.findings]));
     if (next === signature) return;
     const held = document.activeElement?.dataset?.held;
-    const card = (testid, title, hint, content) =>
+    const card = (testid, title, hint, content, period = "") =>
       h(
         "section",
         { class: "card", testid, "aria-label": title },
-        h("h2", { title: hint }, title),
+        h("h2", { title: hint }, title, period && h("span", { class: "period" }, ` \u00b7 ${period}`)),
         ...sides.map(({ letter, info }) =>
           h(
             "div",
@@ -38,6 +38,7 @@ export function createCards(box, actions) {
         ),
       );
     const last = (info) => `Medians over the last ${formatCount(info.cards.window)} sampled steps`;
+    const period = `last ${formatCount(sides[0].info.cards.window)} steps`;
     const ofAll = sides[0].info.cards.speed_of_all;
     const whose = sides[0].info.cards.all_layers ? "all layers (none is invariant)" : "invariant layers";
     fill(
@@ -48,12 +49,13 @@ export function createCards(box, actions) {
         "What is scale-invariant by itself, and whether the gradients confirm it",
         groups,
       ),
-      card("card-effective-lr", "Effective learning rate", `${last(sides[0].info)}, then over ${whose}`, effective),
+      card("card-effective-lr", "Effective lr", `${last(sides[0].info)}, then over ${whose}`, effective, period),
       card(
         "card-speed",
         "Speed of turning",
         `${last(sides[0].info)}; angle by which one step turns a layer${ofAll ? "; of all layers, too few are invariant" : ""}`,
         (info, letter) => speed(info, letter, actions.onlayer),
+        `${ofAll ? "all" : "invariant"} layers, ${period}`,
       ),
       card(
         "card-equilibrium",

@@ -2,6 +2,8 @@
 
 import { CONFIG, escaped, FONT, themeColours, withUnit } from "./plots.js";
 
+/** Milliseconds within which a second click makes a double one. */
+const DOUBLE_CLICK = 300;
 /** Pixels between heatmaps that stand side by side. */
 export const GAP = 16;
 
@@ -93,8 +95,19 @@ export function createHeatmap(graph, { onhover, onclick, onzoom }) {
     wired = true;
     graph.on("plotly_hover", ({ points, event }) => points.length && onhover(spot(points[0]), points[0].x, event));
     graph.on("plotly_unhover", () => onhover(null, NaN, null));
-    graph.on("plotly_click", ({ points }) => points.length && onclick(spot(points[0])));
-    graph.on("plotly_doubleclick", () => onzoom(null));
+    let click = 0;
+    let doubled = -Infinity;
+    graph.on("plotly_click", ({ points }) => {
+      clearTimeout(click);
+      if (!points.length || performance.now() - doubled < DOUBLE_CLICK) return; // plotly tells of its second half, too
+      const clicked = spot(points[0]);
+      click = setTimeout(() => onclick(clicked), DOUBLE_CLICK);
+    });
+    graph.on("plotly_doubleclick", () => {
+      clearTimeout(click);
+      doubled = performance.now();
+      onzoom(null);
+    });
     graph.on("plotly_relayout", (change) => zoomed(change, onzoom));
   };
 }

@@ -120,9 +120,10 @@ function factsOf(layer) {
     .filter(Boolean)
     .join(", ");
   const [verdict, tone] = VERDICTS.get(layer.verdict) ?? [null, ""];
+  const share = layer.verdict === "verified" ? layer.verified_share : 1 - layer.verified_share;
   const proof = [
     Number.isFinite(layer.verified_share) && layer.verified_share !== null
-      ? `for ${Math.round(layer.verified_share * 100)}% of its groups`
+      ? `for ${Math.round(share * 100)}% of its groups`
       : "",
     layer.residual !== null && layer.residual !== undefined ? `residual |cos(g, x)| ${format(layer.residual)}` : "",
   ]

@@ -12,7 +12,8 @@ export function noRuns() {
     h(
       "p",
       {},
-      "Add the callback to your training. Its numbers go into TensorBoard's own event files, and appear here while it runs:",
+      "Add the callback to your training. Its numbers go into TensorBoard's own event files, every log_every_n_steps steps, " +
+        "and appear here while it runs:",
     ),
     h("pre", {}, h("code", {}, CODE)),
     h(

@@ -42,9 +42,11 @@ export function createOpened(detail, session, fresh) {
           ]
         : [],
     );
-    detail.note(
-      curves.every(({ single }) => single) ? "one group only: no band" : "band: p10 to p90 over the layer's groups",
-    );
+    const band = curves.every(({ single }) => single)
+      ? "one group only: no band"
+      : "band: p10 to p90 over the layer's groups";
+    const without = quantity.of_invariant && !layers.some((layer) => layer?.invariant);
+    detail.note(without ? `not scale-invariant: its ${quantity.title} has no meaning; ${band}` : band);
     const cover = (content) => {
       detail.tell(content);
       return null;

@@ -70,6 +70,7 @@ export function colouring(rows, { log, centre, theme }) {
     [low, high] = [middle - reach, middle + reach];
   }
   if (!sorted.length) [low, high] = log ? [-1, 0] : [0, 1];
+  if (!(high > low) && low === 0 && middle === null && !log) high = 1;
   if (!(high > low)) {
     const around = Math.max(Math.abs(low) * 0.05, log ? 0.05 : 1e-12);
     [low, high] = [low - around, high + around];
