@@ -107,11 +107,11 @@ def summary_scalars(
         curves[f"sphere/{name}"] = middle
         curves[f"sphere_bands/{name}/p10"] = low
         curves[f"sphere_bands/{name}/p90"] = high
-    for index, name in drawn if per_layer else ():
-        assert per_layer is not None
+    strides = per_layer or {}
+    for index, name in ((index, name) for index, name in drawn if name in strides):
         values = medians[..., index]
         known: npt.NDArray[np.bool_] = np.asarray(~np.isnan(values).all(axis=1))
-        rows = per_layer[name].take(known)
+        rows = strides[name].take(known)
         some = np.full_like(values, np.nan)
         some[rows] = values[rows]
         curves |= {f"sphere_{name}/{layer}": some[:, i] for i, layer in enumerate(schema.layers)}

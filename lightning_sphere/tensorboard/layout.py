@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR, Summary
-from tensorboard.compat.proto.tensor_pb2 import TensorProto
-from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
-from tensorboard.compat.proto.types_pb2 import DT_STRING
+from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.custom_scalar.metadata import CONFIG_SUMMARY_TAG, create_summary_metadata
 
 from lightning_sphere.guard import warn
 from lightning_sphere.quantities import QUANTITIES
+from lightning_sphere.tensorboard.values import string_value
 
 CHARTS: tuple[str, ...] = ("angular_step", "effective_lr", "norm")
 """Quantities that have a chart, as far as they are recorded."""
@@ -73,10 +71,7 @@ def with_ours(layout: Any, ours: Any) -> Any:
 
 def layout_value(layout: Any) -> Any:
     """A layout as TensorBoard reads it."""
-    metadata = create_summary_metadata()
-    metadata.data_class = DATA_CLASS_TENSOR
-    tensor = TensorProto(dtype=DT_STRING, tensor_shape=TensorShapeProto(), string_val=[layout.SerializeToString()])
-    return Summary.Value(tag=CONFIG_SUMMARY_TAG, tensor=tensor, metadata=metadata)
+    return string_value(CONFIG_SUMMARY_TAG, layout.SerializeToString(), create_summary_metadata())
 
 
 class FileWriter(Protocol):

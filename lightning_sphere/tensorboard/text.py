@@ -6,11 +6,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR, Summary
-from tensorboard.compat.proto.tensor_pb2 import TensorProto
-from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
-from tensorboard.compat.proto.types_pb2 import DT_STRING
 from tensorboard.plugins.text.metadata import create_summary_metadata
+
+from lightning_sphere.tensorboard.values import string_value
 
 TEXT_TAG = "sphere/about"
 """What a run is."""
@@ -27,10 +25,7 @@ _CODE = re.compile(r"[\w.,:;+=(){}\[\]/\"' -]*[\w.)}\]\"']", re.ASCII)
 
 def text_value(tag: str, markdown: str) -> Any:
     """A text summary as TensorBoard's own plugin reads it."""
-    metadata = create_summary_metadata(display_name=None, description=None)
-    metadata.data_class = DATA_CLASS_TENSOR
-    tensor = TensorProto(dtype=DT_STRING, tensor_shape=TensorShapeProto(), string_val=[markdown.encode()])
-    return Summary.Value(tag=tag, tensor=tensor, metadata=metadata)
+    return string_value(tag, markdown.encode(), create_summary_metadata(display_name=None, description=None))
 
 
 def escaped(text: str) -> str:

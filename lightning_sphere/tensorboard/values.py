@@ -13,10 +13,16 @@ from lightning_sphere.quantities import QUANTITIES
 from lightning_sphere.tensorboard.schema import FORMAT, PLUGIN_NAME, SCHEMA_TAG, TABLE_TAG, TableSchema
 
 
+def string_value(tag: str, content: bytes, metadata: Any) -> Any:
+    """A string for a plugin of TensorBoard's, or for ours."""
+    metadata.data_class = DATA_CLASS_TENSOR
+    tensor = TensorProto(dtype=DT_STRING, tensor_shape=TensorShapeProto(), string_val=[content])
+    return Summary.Value(tag=tag, tensor=tensor, metadata=metadata)
+
+
 def schema_value(content: bytes) -> Any:
     """The description of all rows from this event on."""
-    tensor = TensorProto(dtype=DT_STRING, tensor_shape=TensorShapeProto(), string_val=[content])
-    return Summary.Value(tag=SCHEMA_TAG, tensor=tensor, metadata=_own())
+    return string_value(SCHEMA_TAG, content, _own())
 
 
 def table_value(quantity: str, schema: TableSchema) -> Any:

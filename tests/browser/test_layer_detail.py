@@ -304,3 +304,19 @@ def test_zooming_in_the_curve_zooms_the_heatmap(dashboard: Tab) -> None:
     assert np.nanmax(inside) < high
     dashboard.get("reset-zoom").click()
     assert dashboard.until(dashboard.range, lambda found: found == full) == full
+
+
+def test_a_number_without_meaning_is_told_as_such(tab: Tab) -> None:
+    """The effective learning rate of a layer that no normalization follows."""
+    cases = (("effective_lr", "head", True), ("effective_lr", "stem.conv", False), ("norm", "head", False))
+    for quantity, layer, told in cases:
+        tab.show(run="first", quantity=quantity, layer=layer)
+        expect(tab.get("detail-note")).to_contain_text("band")
+        assert ("has no meaning" in tab.get("detail-note").inner_text()) == told
+
+
+def test_a_double_click_opens_no_layer(dashboard: Tab) -> None:
+    left, top = dashboard.place(2, 30)
+    dashboard.frame.locator("#heatmap-plot").dblclick(position={"x": left, "y": top}, force=True)
+    dashboard.frame.wait_for_timeout(800)  # longer than what makes a click of two
+    expect(dashboard.get("detail")).to_be_hidden()

@@ -19,7 +19,6 @@ STATIC = Path(__file__).parent / "static"
 CONTENT_TYPES: Mapping[str, str] = {
     ".js": "text/javascript; charset=utf-8",
     ".css": "text/css; charset=utf-8",
-    ".svg": "image/svg+xml",
 }
 """What is served of :data:`STATIC`, by suffix. No HTML: TensorBoard makes the document."""
 
